@@ -1,0 +1,179 @@
+"""The schema of an experiment: every key, its meaning, its default and its bounds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from distrib.documents import Section, apply_overrides, read_yaml, validate
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Rgb = tuple[float, float, float]
+
+
+def _nonzero(values: Rgb) -> Rgb:
+    if min(values) <= 0:
+        raise ValueError("must be above 0")
+    return values
+
+
+class AugmentConfig(Section):
+    """Random changes to a training image; keyed by (seed, epoch, sample), so they never depend on the ranks."""
+
+    enabled: bool = True
+    min_area: Annotated[float, Field(gt=0, le=1)] = 0.35
+    """Smallest part of the image's area that a random crop keeps; 1 keeps the whole image."""
+    max_aspect: Annotated[float, Field(ge=1, le=4)] = 4 / 3
+    """Largest stretch of the crop, either way."""
+    hflip: bool = True
+    vflip: bool = False
+    rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Rotation drawn evenly from plus or minus this angle."""
+    brightness: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Relative change of all values, drawn evenly from plus or minus this."""
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Relative change of the distance from mid-grey, drawn evenly from plus or minus this."""
+
+
+class DataConfig(Section):
+    dataset: Path
+    """Folder with dataset.json, written by `distrib prepare` or `distrib adopt`."""
+    image_size: Annotated[int, Field(ge=8, le=2048)] = 224
+    """Height and width in pixels of what the model sees."""
+    mean: Rgb = (0.485, 0.456, 0.406)
+    """Subtracted from each channel, on the scale 0 to 1. The default is ImageNet's."""
+    std: Annotated[Rgb, AfterValidator(_nonzero)] = (0.229, 0.224, 0.225)
+    """Divides each channel, on the scale 0 to 1. The default is ImageNet's."""
+    eval_crop: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Side of the central square that evaluation keeps, as part of the image's shorter side."""
+    augment: AugmentConfig = AugmentConfig()
+    sampling: Literal["shuffle", "balanced"] = "shuffle"
+    """shuffle: each sample once an epoch. balanced: each class equally often, rare samples repeated."""
+    shuffle_shards: Annotated[int, Field(ge=1, le=256)] = 8
+    """Shards whose samples are mixed at a time; bounds the shards that a lane has open."""
+    decode_threads: Annotated[int, Field(ge=1, le=64)] = 1
+    """Threads that decode images, beside the computing ones."""
+    prefetch_steps: Annotated[int, Field(ge=1, le=16)] = 2
+    """Steps whose images are decoded ahead; bounds the memory of the stream."""
+
+
+class ModelConfig(Section):
+    name: str
+    """A name of the table of models, or timm/NAME, torchvision/NAME, monai/NAME, transformers/NAME, package.module:function."""
+    weights: Path | None = None
+    """A safetensors file to start from; its head is replaced if the number of classes differs."""
+    freeze: tuple[str, ...] = ()
+    """Parameters not to train, as shell patterns over their names, such as "layer1.*"."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout before the last layer."""
+
+
+class EarlyStoppingConfig(Section):
+    patience: Positive
+    """Validations without improvement after which the run ends."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+
+
+class TrainConfig(Section):
+    epochs: Positive = 10
+    steps: Positive | None = None
+    """Number of steps; replaces `epochs` where given."""
+    global_batch: Positive = 64
+    """Samples a step, over all lanes."""
+    lanes: Positive = 8
+    """Micro-batches a step; the number of ranks may be anything from 1 to this, with the same result."""
+    threads: Positive = 1
+    """Threads a lane computes with, on every rank. Part of the experiment: other values give other last bits."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    """Highest learning rate, for the whole global batch."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """Applied to weights of two or more dimensions; not to biases and normalisation."""
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    class_weights: Literal["none", "balanced"] | tuple[Annotated[float, Field(gt=0)], ...] = "none"
+    """Weights in the loss: balanced = inverse to the class's share of the training split; or one number a class."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Keep a moving average of the weights, and evaluate and export that."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of the whole gradient."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast where the processor computes in it (AVX512_BF16 or AMX), else fp32."""
+    reduction: Literal["exact", "fast"] = "exact"
+    """exact: lanes summed in fixed point, the same bits at any world size. fast: ordinary floating-point sums."""
+    compile: bool = False
+    """torch.compile the model: minutes of warm-up for a few per cent."""
+
+    @model_validator(mode="after")
+    def _lanes_divide(self) -> TrainConfig:
+        if self.global_batch % self.lanes:
+            raise ValueError(f"train.lanes ({self.lanes}) must divide train.global_batch ({self.global_batch})")
+        return self
+
+    @property
+    def lane_batch(self) -> int:
+        """Samples of one lane in one step."""
+        return self.global_batch // self.lanes
+
+
+class EvaluateConfig(Section):
+    """How models are judged, in training (validation) and after it."""
+
+    every_epochs: Positive = 1
+    batch: Positive = 64
+    """Images a forward pass; does not depend on the world size, so that scores do not either."""
+    metric: Literal["accuracy", "balanced_accuracy", "auroc", "average_precision", "partial_auroc", "loss"] = "accuracy"
+    """Decides which checkpoint is the best, and early stopping."""
+    positive_class: str | None = None
+    """With two classes, the one to detect; the second in order by default."""
+    tpr_floor: Annotated[float, Field(ge=0, lt=1)] = 0.8
+    """partial_auroc is the area above this true-positive rate."""
+    sensitivity: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Sensitivity at which the specificity is reported."""
+    specificity: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Specificity at which the sensitivity is reported."""
+    bootstrap: Annotated[int, Field(ge=0, le=100_000)] = 500
+    """Resamples for confidence intervals, drawn by group; 0 leaves them out."""
+
+
+class CommConfig(Section):
+    backend: Literal["auto", "gloo"] = "auto"
+    timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds without an answer after which a peer counts as lost."""
+
+
+class CheckpointConfig(Section):
+    every_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps between checkpoints, besides those at validations and at the end; 0: only those."""
+    keep_last: Positive = 2
+    """Newest checkpoints kept, besides the best."""
+
+
+class Experiment(Section):
+    """One experiment; resolved, it determines a model to the last bit (with processor and libraries)."""
+
+    data: DataConfig
+    model: ModelConfig
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    comm: CommConfig = CommConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+
+    def to_json(self) -> str:
+        """The resolved experiment as indented JSON (which is YAML too)."""
+        return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
+
+
+def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment and apply ``section.key=value`` overrides. Raises ConfigError."""
+    document = apply_overrides(read_yaml(path, "experiment"), overrides)
+    return validate(Experiment, document, f"the experiment {path}")

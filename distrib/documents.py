@@ -1,0 +1,147 @@
+"""YAML documents against a typed, frozen schema: one clear error per mistake, nearest known key included."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from distrib.errors import ConfigError
+
+_MAX_BYTES = 1 << 20
+
+
+class Section(BaseModel):
+    """A frozen piece of a document; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2 floats (``1e-3`` is a number), no aliases and no repeated keys."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.MarkedYAMLError(None, None, "aliases (*name) are not accepted", event.start_mark)
+        return super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$"),
+    list("-+0123456789."),
+)
+
+_Document = TypeVar("_Document", bound=Section)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Parse one YAML document. ``where`` names it in the ConfigError."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain values only
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        at = f" line {mark.line + 1} column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{where}{at} is not valid YAML: {problem}", "nothing was started",
+                          "correct that line") from error
+    except RecursionError as error:
+        raise ConfigError(f"{where} is nested too deeply", "nothing was started", "flatten it") from error
+
+
+def read_yaml(path: Path, kind: str) -> dict[str, Any]:
+    """Read a YAML mapping from a file; an empty file is an empty mapping. Raises ConfigError."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"the {kind} {path} can not be read: {error.strerror}", "nothing was started",
+                          "check the path") from error
+    if len(raw) > _MAX_BYTES:
+        raise ConfigError(f"the {kind} {path} is larger than 1 MiB", "nothing was started", "check the path")
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the {kind} {path} is not UTF-8 text (byte {error.start})", "nothing was started",
+                          "check that it is the YAML file you mean") from error
+    document = parse_yaml(text, f"the {kind} {path}")
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise ConfigError(f"the {kind} {path} holds a {type(document).__name__}, not keys with values",
+                          "nothing was started", "write `key: value` lines")
+    return document
+
+
+def apply_overrides(document: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """A copy of ``document`` with ``a.b=value`` overrides applied; values are read as YAML."""
+    result = _copy(document)
+    for override in overrides:
+        name, equals, value = override.partition("=")
+        keys = name.strip().split(".")
+        if not equals or not all(keys):
+            raise ConfigError(f"--set {override!r} is not of the form section.key=value", "nothing was started",
+                              "write for example --set train.lr=0.1")
+        place = result
+        for key in keys[:-1]:
+            inner = place.setdefault(key, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"--set {override!r}: {key!r} is a value, not a section", "nothing was started",
+                                  "check the key")
+            place = inner
+        place[keys[-1]] = parse_yaml(value, f"the value of --set {name.strip()}")
+    return result
+
+
+def _copy(value: Any) -> Any:
+    return {key: _copy(inner) for key, inner in value.items()} if isinstance(value, dict) else value
+
+
+def validate(schema: type[_Document], document: Any, where: str) -> _Document:
+    """Build ``schema`` from plain values. Raises ConfigError naming every mistake in one line."""
+    try:
+        return schema.model_validate(document)
+    except ValidationError as error:
+        mistakes = [_mistake(schema, detail) for detail in error.errors(include_url=False)[:5]]
+        more = error.error_count() - len(mistakes)
+        text = "; ".join(mistakes) + (f"; and {more} more" if more > 0 else "")
+        raise ConfigError(f"{where}: {text}", "nothing was started", "correct it") from error
+
+
+def _mistake(schema: type[Section], detail: Any) -> str:
+    location: Sequence[Any] = detail["loc"]
+    name = ".".join(str(part) for part in location) or "the document"
+    if detail["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(location[-1]), _keys(schema, location[:-1]), n=1, cutoff=0.5)
+        return f"unknown key {name!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
+    if detail["type"] == "missing":
+        return f"{name!r} is missing"
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    given = repr(detail["input"])
+    given = given if len(given) <= 60 else given[:57] + "..."
+    return f"{name} = {given}: {message[:1].lower()}{message[1:]}"
+
+
+def _keys(schema: type[BaseModel], location: Sequence[Any]) -> list[str]:
+    """The keys known at a location of the schema, for suggestions."""
+    for part in location:
+        field = schema.model_fields.get(str(part))
+        inner = field.annotation if field else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        schema = inner
+    return list(schema.model_fields)

@@ -1,0 +1,106 @@
+"""Files that are whole or absent: atomic writes, sealed JSON documents, digests.
+
+A *sealed* document is a JSON object whose first two members are ``format`` and ``sha256``. The
+digest is that of the file's own bytes with the 64 hexadecimal digits replaced by zeros, so that any
+flipped byte is found without a second file and without re-encoding the JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_ZEROS = b"0" * 64
+_SEAL = re.compile(rb'\A\{\s*"format":\s*"([^"\\]{1,64})",\s*"sha256":\s*"([0-9a-f]{64})"')
+
+
+class SealError(ValueError):
+    """A sealed document is damaged; the message says how. Callers name the file and the remedy."""
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync_dir(path: Path) -> None:
+    """Make the names in a directory durable (after a rename into it)."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_durable(path: Path, content: bytes) -> None:
+    """Write a file and fsync it, not atomically: for files inside a folder still to be published."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Atomically create or replace a file: temporary sibling, fsync, rename. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write_durable(temporary, content)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_dir(path.parent)
+
+
+def publish_dir(staging: Path, final: Path) -> None:
+    """Atomically give a finished staging folder its final name. Raises OSError, also if that exists."""
+    fsync_dir(staging)
+    os.rename(staging, final)
+    fsync_dir(final.parent)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder so that a kill in between leaves nothing under its name that looks whole."""
+    doomed = path.with_name(f".{path.name}.{os.getpid()}.removed")
+    os.rename(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def seal(format_name: str, body: Mapping[str, Any], *, indent: int | None = None) -> bytes:
+    """Encode ``body`` as a sealed JSON document of the given format. Deterministic for equal input."""
+    document = {"format": format_name, "sha256": _ZEROS.decode(), **body}
+    raw = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=indent).encode() + b"\n"
+    return raw.replace(_ZEROS, hashlib.sha256(raw).hexdigest().encode(), 1)
+
+
+def seal_digest(raw: bytes) -> str:
+    """The digest a sealed document carries: its identity. Raises SealError if it has none."""
+    match = _SEAL.match(raw)
+    if not match:
+        raise SealError("it does not begin with a format name and a digest")
+    return match[2].decode()
+
+
+def open_sealed(raw: bytes, format_name: str) -> dict[str, Any]:
+    """Check the seal and the format, and return the document. Raises SealError."""
+    match = _SEAL.match(raw)
+    if not match:
+        raise SealError("it does not begin with a format name and a digest")
+    if match[1].decode(errors="replace") != format_name:
+        raise SealError(f"its format is {match[1].decode(errors='replace')!r}, expected {format_name!r}")
+    start, end = match.span(2)
+    if hashlib.sha256(raw[:start] + _ZEROS + raw[end:]).hexdigest().encode() != match[2]:
+        raise SealError("its bytes do not match its own digest: it was damaged or edited")
+    try:
+        document = json.loads(raw)
+    except (ValueError, RecursionError) as error:  # only a forger can get here: the digest matched
+        raise SealError(f"it is not JSON: {error}") from error
+    assert isinstance(document, dict)
+    return document

@@ -1,0 +1,49 @@
+"""Every path that a run touches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The layout of one run's folder. Computes paths only; reads and writes nothing."""
+
+    root: Path
+
+    @property
+    def experiment(self) -> Path:
+        """The resolved experiment, sealed JSON; written once, when the run begins."""
+        return self.root / "experiment.json"
+
+    @property
+    def environment(self) -> Path:
+        """Processor, library versions and threads of each start of the run, one JSON object a line."""
+        return self.root / "environment.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line: steps, validations, events."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def ledger(self) -> Path:
+        """Folder of the keys that each step trained on, one file a rank, when asked for."""
+        return self.root / "ledger"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:09d}"
+
+    @property
+    def result(self) -> Path:
+        """What `train --json` printed when the run finished."""
+        return self.root / "result.json"

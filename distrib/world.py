@@ -1,0 +1,71 @@
+"""Who this process is among the ranks. The only reader of the launchers' environment."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from distrib.errors import WorldError
+
+# Names of (rank, size, local rank, local size), first match wins: torchrun and our launcher, Open MPI,
+# Intel MPI and MPICH, Slurm (whose local size is a pattern such as "2(x3)", so it is left out).
+_NAMES = (
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", ""),
+)
+
+
+@dataclass(frozen=True)
+class World:
+    """Rank and world size of this process, on this node and overall, and where the ranks meet."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    master_addr: str = "127.0.0.1"
+    master_port: int = 0
+    host: str = "localhost"
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, the one that speaks and writes."""
+        return self.rank == 0
+
+
+def read_world(environment: Mapping[str, str] = os.environ) -> World:
+    """The world that the launcher's environment describes; a world of one if there is none."""
+    host = socket.gethostname()
+    for rank_name, size_name, local_rank_name, local_size_name in _NAMES:
+        if rank_name not in environment or size_name not in environment:
+            continue
+        rank, size = _number(environment, rank_name), _number(environment, size_name)
+        if rank_name == "SLURM_PROCID" and "SLURM_STEP_NODELIST" not in environment:
+            continue  # inside sbatch's own script, not under srun
+        if not 0 <= rank < size:
+            raise WorldError(f"{rank_name}={rank} is no rank of {size_name}={size}", "nothing was started",
+                             "start it with `launch run`, torchrun, mpirun or srun")
+        if size == 1:
+            return World(host=host)
+        if not {"MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
+            raise WorldError(f"{size_name}={size}, but MASTER_ADDR and MASTER_PORT are not set",
+                             "the ranks can not find each other", "start them with `launch run`, or set both")
+        return World(
+            rank, size,
+            _number(environment, local_rank_name) if local_rank_name in environment else rank,
+            _number(environment, local_size_name) if local_size_name in environment else size,
+            environment["MASTER_ADDR"], _number(environment, "MASTER_PORT"), host,
+        )
+    return World(host=host)
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environment[name])
+    except ValueError:
+        raise WorldError(f"{name}={environment[name]!r} is not a number", "nothing was started",
+                         "start it with `launch run`, torchrun, mpirun or srun") from None

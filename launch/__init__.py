@@ -1,0 +1,1 @@
+"""Start one command as many ranks, each on its own cores. Never imports torch."""
