@@ -30,6 +30,10 @@ class World:
     master_addr: str = "127.0.0.1"
     master_port: int = 0
     host: str = "localhost"
+    store_is_hosted: bool = False
+    """Whether the launcher itself keeps the rendezvous store at the master's address."""
+    attempt: str = "0"
+    """Number of this start, where the launcher counts restarts."""
 
     @property
     def is_first(self) -> bool:
@@ -59,6 +63,8 @@ def read_world(environment: Mapping[str, str] = os.environ) -> World:
             _number(environment, local_rank_name) if local_rank_name in environment else rank,
             _number(environment, local_size_name) if local_size_name in environment else size,
             environment["MASTER_ADDR"], _number(environment, "MASTER_PORT"), host,
+            environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+            environment.get("TORCHELASTIC_RESTART_COUNT", "0"),
         )
     return World(host=host)
 

@@ -1,0 +1,134 @@
+"""Sums over lanes that do not depend on their order: fixed point, added as integers.
+
+Floating-point addition is not associative, so a sum over lanes would depend on which ranks carry them.
+Here every value is scaled by a power of two, rounded to an integer and added as such. Each tensor has
+one exponent e for the step, carried over from the last one: |value| <= 2**(e + MARGIN) is promised, and
+the scale is chosen so that all lanes' sum fits. The lanes' largest magnitudes are reduced too; if one
+broke the promise every rank sees it, and the step is done again with exponents that hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MARGIN = 2
+"""Bits by which values may grow from one step to the next without the step being repeated."""
+
+_LOWEST, _HIGHEST = -80, 90
+# Elements handled at a time: values, products and integers of a block stay in the second-level cache,
+# so that each value is fetched from memory once.
+_BLOCK = 1 << 15
+
+
+@dataclass
+class Exponents:
+    """One exponent a tensor; equal on all ranks, as they come from reduced magnitudes alone."""
+
+    values: list[int]
+
+    @classmethod
+    def unknown(cls, count: int) -> Exponents:
+        """Exponents so low that the first step shows the right ones, and is repeated."""
+        return cls([_LOWEST - MARGIN] * count)
+
+    def hold(self, peaks: Tensor) -> bool:
+        """Whether every magnitude (float32 [count], finite) is within its promise."""
+        limits = torch.tensor([2.0 ** (e + MARGIN) for e in self.values])
+        return bool((peaks <= limits).all())
+
+    def follow(self, peaks: Tensor) -> None:
+        """Fit the exponents to the magnitudes just seen: up at once, down by one a step.
+
+        Falling slowly keeps a tensor whose gradient comes and goes from repeating steps.
+        """
+        for index, peak in enumerate(peaks.tolist()):
+            needed = math.frexp(peak)[1] if peak > 0 else _LOWEST
+            self.values[index] = min(max(needed, self.values[index] - 1, _LOWEST), _HIGHEST)
+
+
+def scale_bits(lanes: int, word_bits: int) -> int:
+    """Bits that one lane's magnitude may use so that the sum of all lanes fits a signed word."""
+    return word_bits - 2 - math.ceil(math.log2(lanes))
+
+
+def power_of_two(exponent: int, bits: int) -> float:
+    """The scale 2**(bits - MARGIN - exponent) that turns |value| <= 2**(exponent + MARGIN) into <= 2**bits."""
+    return math.ldexp(1.0, bits - MARGIN - exponent)
+
+
+class BlockScratch:
+    """Working memory for one block."""
+
+    def __init__(self) -> None:
+        self.product = torch.empty(_BLOCK)
+        self.integer = torch.empty(_BLOCK, dtype=torch.int32)
+        self.extremes = torch.empty(2, 1 << 14)
+
+
+def add_quantised(values: Tensor, scale: float, total: Tensor, out: Tensor | None, scratch: BlockScratch) -> Tensor:
+    """``out = total + round(values * scale)``, block by block; returns max |values| (0-d).
+
+    values: float32, total and out: int32, all 1-d contiguous of one length. ``out`` may be ``total``;
+    ``total`` is not read when ``out`` is None, and is overwritten by the rounded values instead.
+    A value that is not finite makes the returned magnitude not finite.
+    """
+    count = values.numel()
+    blocks = -(-count // _BLOCK)
+    extremes = scratch.extremes if blocks <= scratch.extremes.shape[1] else torch.empty(2, blocks)
+    for number, start in enumerate(range(0, count, _BLOCK)):
+        block = values[start : start + _BLOCK]
+        size = block.numel()
+        torch.aminmax(block, out=(extremes[0, number], extremes[1, number]))
+        product = torch.mul(block, scale, out=scratch.product[:size]).round_()
+        if out is None:
+            total[start : start + size].copy_(product)
+        else:
+            integer = scratch.integer[:size].copy_(product)
+            torch.add(total[start : start + size], integer, out=out[start : start + size])
+    return extremes[:, :blocks].abs().max() if blocks else torch.zeros(())
+
+
+def dequantise(total: Tensor, factor: float, out: Tensor) -> None:
+    """``out = total * factor``, block by block; int32 to float32, both 1-d contiguous of one length."""
+    for start in range(0, total.numel(), _BLOCK):
+        out[start : start + _BLOCK].copy_(total[start : start + _BLOCK]).mul_(factor)
+
+
+class ExactVector:
+    """Exact sums of a few small tensors of any float type at once, in int64: statistics and losses.
+
+    ``sizes`` are the numbers of elements of the tensors; each has its own exponent.
+    """
+
+    def __init__(self, sizes: Sequence[int], lanes: int) -> None:
+        self._sizes = torch.tensor(list(sizes), dtype=torch.int64)
+        self._bounds = np.concatenate([[0], np.cumsum(sizes)]).tolist()
+        self._bits = min(scale_bits(lanes, 64), 52)  # more than a double's own bits would gain nothing
+        self.exponents = Exponents.unknown(len(sizes))
+        self.total = torch.zeros(int(self._bounds[-1]), dtype=torch.int64)
+        self.peaks = torch.zeros(len(sizes))
+
+    def clear(self) -> None:
+        """Begin a new sum."""
+        self.total.zero_()
+        self.peaks.zero_()
+        scales = [power_of_two(e, self._bits) for e in self.exponents.values]
+        self._scales = torch.repeat_interleave(torch.tensor(scales, dtype=torch.float64), self._sizes)
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """Add one lane's tensors."""
+        flat = torch.cat([tensor.detach().reshape(-1).double() for tensor in tensors])
+        self.total += (flat * self._scales).round_().clamp_(-(2.0**62), 2.0**62).to(torch.int64)
+        for index, (start, end) in enumerate(zip(self._bounds[:-1], self._bounds[1:], strict=True)):
+            self.peaks[index] = torch.maximum(self.peaks[index], flat[start:end].abs().max().float())
+
+    def mean(self, lanes: int) -> list[Tensor]:
+        """The means over lanes, float64, one 1-d tensor each, from the (reduced) total."""
+        flat = self.total.double() / self._scales / lanes
+        return list(flat.split(self._sizes.tolist()))
