@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,6 +9,11 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from distrib.documents import Section, apply_overrides, read_yaml, validate
+from distrib.durable import SealError, open_sealed, seal
+from distrib.errors import CheckpointError
+from distrib.rundir import RunDir
+
+FORMAT = "distrib-experiment/1"
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -168,12 +172,28 @@ class Experiment(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
 
-    def to_json(self) -> str:
-        """The resolved experiment as indented JSON (which is YAML too)."""
-        return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
+    def to_bytes(self) -> bytes:
+        """The resolved experiment as a sealed document."""
+        return seal(FORMAT, {"experiment": self.model_dump(mode="json")}, indent=2)
 
 
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     """Read an experiment and apply ``section.key=value`` overrides. Raises ConfigError."""
     document = apply_overrides(read_yaml(path, "experiment"), overrides)
     return validate(Experiment, document, f"the experiment {path}")
+
+
+def load_run_experiment(run: RunDir) -> Experiment:
+    """The resolved experiment that a run was begun with. Raises CheckpointError if this is no run."""
+    try:
+        document = open_sealed(run.experiment.read_bytes(), FORMAT)
+        return validate(Experiment, document["experiment"], str(run.experiment))
+    except FileNotFoundError:
+        raise CheckpointError(f"{run.root} is no run: {run.experiment.name} is missing", "there is no model to use",
+                              "name a folder that `distrib train --run` wrote") from None
+    except OSError as error:
+        raise CheckpointError(f"{run.experiment} can not be read: {error.strerror}", "the run can not be used",
+                              "check the path and its permissions") from error
+    except (SealError, KeyError) as error:
+        raise CheckpointError(f"{run.experiment} is damaged: {error}", "the run can not be used",
+                              "restore it from a backup, or train again into another --run folder") from error

@@ -109,7 +109,7 @@ class ExactVector:
     def __init__(self, sizes: Sequence[int], lanes: int) -> None:
         self._sizes = torch.tensor(list(sizes), dtype=torch.int64)
         self._bounds = np.concatenate([[0], np.cumsum(sizes)]).tolist()
-        self._bits = min(scale_bits(lanes, 64), 52)  # more than a double's own bits would gain nothing
+        self._bits = scale_bits(lanes, 64)
         self.exponents = Exponents.unknown(len(sizes))
         self.total = torch.zeros(int(self._bounds[-1]), dtype=torch.int64)
         self.peaks = torch.zeros(len(sizes))
