@@ -1,0 +1,191 @@
+"""The bundle: a folder with one checked model in several formats, and all that inference must know.
+
+``bundle.json`` is sealed (see `distrib.durable`) and holds the SHA-256 of every model file. The seals find
+damage; they are not signatures, so a bundle from a stranger is still a stranger's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from distrib.decision import Threshold
+from distrib.documents import Section
+from distrib.durable import SealError, open_sealed, seal, sha256_file
+from distrib.errors import BundleError
+
+FORMAT = "distrib-bundle/1"
+FILE_NAME = "bundle.json"
+FormatName = Literal["openvino", "onnx", "torch"]
+PREFERENCE: tuple[FormatName, ...] = ("openvino", "onnx", "torch")
+"""Which format runs by default, of those in the bundle: the fastest first."""
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class ModelFile(Section):
+    name: str
+    bytes: Annotated[int, Field(ge=1)]
+    sha256: Sha256
+
+    @model_validator(mode="after")
+    def _plain_name(self) -> ModelFile:
+        if not _FILE.fullmatch(self.name):
+            raise ValueError(f"{self.name!r} is no plain file name")
+        return self
+
+
+class Preprocessing(Section):
+    """From a raw file to what the model takes: uint8 RGB [N, image_size, image_size, 3]."""
+
+    ingest: dict[str, Any]
+    """`distrib.data.ingest.IngestOptions`: raw file to canonical image, as the dataset was prepared."""
+    image_size: Annotated[int, Field(ge=1)]
+    eval_crop: Annotated[float, Field(gt=0, le=1)]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    """For the record: the model files normalise by themselves."""
+
+
+class FormatParity(Section):
+    """How a format, read back from its files, compares with the torch model that was trained."""
+
+    max_probability_difference: Annotated[float, Field(ge=0)]
+    max_logit_difference: Annotated[float, Field(ge=0)]
+    labels_equal: Annotated[int, Field(ge=0)]
+    """Samples with the same label; all of them, or the bundle would not exist."""
+
+
+class Parity(Section):
+    split: str
+    num_samples: Annotated[int, Field(ge=1)]
+    batch_sizes: tuple[int, ...]
+    tolerance: Annotated[float, Field(gt=0)]
+    """Largest difference of any probability that was accepted."""
+    formats: dict[FormatName, FormatParity]
+
+
+class Weights(Section):
+    sha256: Sha256
+    """`distrib.models.weights.weights_sha256` of what was exported."""
+    step: Annotated[int, Field(ge=0)]
+    kind: Literal["model", "ema"]
+    num_parameters: Annotated[int, Field(ge=1)]
+
+
+class Bundle(Section):
+    files: dict[FormatName, Annotated[tuple[ModelFile, ...], Field(min_length=1)]]
+    default_format: FormatName
+    preprocessing: Preprocessing
+    classes: Annotated[tuple[str, ...], Field(min_length=2)]
+    positive_class: str | None
+    threshold: Threshold | None
+    """Decides the label where there is one; see `distrib.decision.decide`."""
+    metrics: dict[str, Any]
+    """Reports by split, as known at export: "val" from the training, others where they were evaluated."""
+    dataset_sha256: Sha256
+    weights: Weights
+    code: dict[str, str | None]
+    libraries: dict[str, str]
+    experiment: dict[str, Any]
+    parity: Parity
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Bundle:
+        if self.default_format not in self.files:
+            raise ValueError(f"default_format is {self.default_format!r}, which it has no files of")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("a class stands twice")
+        names = [file.name for files in self.files.values() for file in files]
+        if len(set(names)) != len(names):
+            raise ValueError("a file stands twice")
+        if self.positive_class is not None and self.positive_class not in self.classes:
+            raise ValueError(f"positive_class {self.positive_class!r} is no class")
+        if self.threshold and (len(self.classes) != 2 or self.threshold.positive_class != self.positive_class):
+            raise ValueError("the threshold does not belong to these classes")
+        return self
+
+    def to_bytes(self) -> bytes:
+        """The sealed document."""
+        return seal(FORMAT, self.model_dump(mode="json"), indent=1)
+
+
+@dataclass(frozen=True)
+class LoadedBundle:
+    """A verified bundle on disk."""
+
+    path: Path
+    bundle: Bundle
+    sha256: str
+    """The seal: the bundle's identity."""
+
+    def files(self, name: FormatName) -> list[Path]:
+        """The files of a format."""
+        return [self.path / file.name for file in self.bundle.files[name]]
+
+    def choose(self, wish: str | None) -> FormatName:
+        """The format to run: the wish, or the bundle's default. Raises BundleError if it is not in the bundle."""
+        if wish is None:
+            return self.bundle.default_format
+        for name in self.bundle.files:
+            if name == wish:
+                return name
+        raise BundleError(f"the bundle {self.path} has no format {wish!r} (it has {', '.join(self.bundle.files)})",
+                          "nothing was run", "choose one of those, or export again with --format")
+
+
+def load_bundle(path: Path) -> LoadedBundle:
+    """Read a bundle and verify every file in it. Raises BundleError."""
+    document = path / FILE_NAME
+    try:
+        raw = document.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleError(f"{path} is no bundle: {FILE_NAME} is missing", "there is no model to use",
+                          "name a folder that `distrib export --out` wrote") from None
+    except OSError as error:
+        raise BundleError(f"{document} can not be read: {error.strerror}", "the bundle can not be used",
+                          "check the path and its permissions") from error
+    try:
+        body = open_sealed(raw, FORMAT)
+        seal_sha256 = body.pop("sha256")
+        body.pop("format")
+        bundle = Bundle.model_validate(body)
+    except SealError as error:
+        raise _damaged(path, f"{FILE_NAME}: {error}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise _damaged(path, f"{FILE_NAME}: {place} {first['msg']}".replace("  ", " ")) from error
+    for files in bundle.files.values():
+        _verify(path, files)
+    return LoadedBundle(path, bundle, seal_sha256)
+
+
+def _verify(path: Path, files: Sequence[ModelFile]) -> None:
+    for file in files:
+        try:
+            size = (path / file.name).stat().st_size
+            if size != file.bytes:
+                raise _damaged(path, f"{file.name} has {size} bytes, not {file.bytes}")
+            if sha256_file(path / file.name) != file.sha256:
+                raise _damaged(path, f"{file.name} does not match its digest")
+        except FileNotFoundError:
+            raise _damaged(path, f"{file.name} is missing") from None
+        except OSError as error:
+            raise _damaged(path, f"{file.name} can not be read: {error.strerror}") from error
+
+
+def describe_file(path: Path) -> ModelFile:
+    """Name, size and digest of a file as written. Raises OSError."""
+    return ModelFile(name=path.name, bytes=path.stat().st_size, sha256=sha256_file(path))
+
+
+def _damaged(path: Path, what: str) -> BundleError:
+    return BundleError(f"the bundle {path} is damaged: {what}", "its predictions could not be trusted",
+                       "copy it again from where it was exported, or export again")

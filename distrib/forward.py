@@ -1,0 +1,63 @@
+"""A model as a function of pixels: the normalisation is inside, so nobody downstream can get it wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distrib.scoring import Forward, Images, Logits
+
+
+class PixelModel(nn.Module):
+    """uint8 images_NHWC (RGB) to float32 logits_NK: (x / 255 - mean) / std, then the model.
+
+    Validation, `evaluate` and `export` all run this module.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    """Per channel, shape [C, 1, 1]."""
+
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.model = model
+        std_3 = torch.tensor(std, dtype=torch.float64)
+        self.register_buffer("scale", (1 / (255 * std_3)).float().view(3, 1, 1))
+        self.register_buffer("shift", (-torch.tensor(mean, dtype=torch.float64) / std_3).float().view(3, 1, 1))
+
+    def forward(self, images_NHWC: Tensor) -> Tensor:
+        # NHWC seen as NCHW is what torch calls channels_last: nothing is moved.
+        images_NCHW = images_NHWC.permute(0, 3, 1, 2).to(torch.float32) * self.scale + self.shift
+        logits_NK: Tensor = self.model(images_NCHW)
+        return logits_NK
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; afterwards every layer has the mode it had (frozen ones differ)."""
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+def torch_forward(model: nn.Module, mean: Sequence[float], std: Sequence[float],
+                  precision: Literal["fp32", "bf16"] = "fp32") -> Forward:
+    """A forward for `score_split` from a torch model; call it within `evaluation_mode`. Thread-safe."""
+    pixel_model = PixelModel(model, mean, std)
+
+    def forward(images_NHWC: Images) -> Logits:
+        assert not model.training
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            logits_NK = pixel_model(torch.from_numpy(np.ascontiguousarray(images_NHWC)))
+        return logits_NK.to(torch.float32).numpy()  # type: ignore[no-any-return]
+
+    return forward

@@ -1,0 +1,37 @@
+"""OpenVINO model files (.xml and .bin)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+
+from distrib.scoring import Forward, Images, Logits
+
+
+def open_model(files: Sequence[Path], side: int | None, threads: int) -> Forward:
+    """See `distrib.runtimes.table.Open`."""
+    core = ov.Core()
+    model = core.read_model(next(path for path in files if path.suffix == ".xml"))
+    if side is not None:
+        model.reshape({0: [1, side, side, 3]})  # a fixed shape saves the runtime its dynamic machinery
+    compiled = core.compile_model(model, "CPU", {
+        # Left alone, OpenVINO computes in bf16 where the processor can, which is not what was checked.
+        "INFERENCE_PRECISION_HINT": "f32",
+        # As many streams as threads: each request is computed by one thread.
+        "NUM_STREAMS": str(threads),
+        "INFERENCE_NUM_THREADS": str(threads),
+        "ENABLE_CPU_PINNING": False,
+    })
+    local = threading.local()
+
+    def forward(images_NHWC: Images) -> Logits:
+        if not hasattr(local, "request"):
+            local.request = compiled.create_infer_request()
+        result = local.request.infer([np.ascontiguousarray(images_NHWC)], share_inputs=True)
+        return np.array(result[0], dtype=np.float32)
+
+    return forward

@@ -1,0 +1,80 @@
+"""The table of runtimes: a format's name to what runs its files.
+
+Images are run one by one, each by a single thread, as many at a time as there are cores: so an image's
+logits depend on nothing but the image and the processor, not on what else is in the batch nor on the
+number of threads. On CPUs this is as fast as batches are (docs/decisions tells the numbers).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from distrib.bundle import FormatName, LoadedBundle
+from distrib.errors import BundleError, DistribError, MissingPartError
+from distrib.scoring import Forward, Images, Logits, compute_threads
+
+Open = Callable[[Sequence[Path], int | None, int], Forward]
+"""(files, side, threads) -> a forward that computes with one thread and may be called from ``threads`` at once.
+
+With a ``side`` it takes exactly one image [1, side, side, 3] a call; with None any batch.
+"""
+
+_RUNTIMES: dict[FormatName, tuple[str, str]] = {  # name -> (module:attribute, package that it needs)
+    "openvino": ("distrib.runtimes.openvino_runtime:open_model", "openvino"),
+    "onnx": ("distrib.runtimes.onnx_runtime:open_model", "onnxruntime"),
+    "torch": ("distrib.runtimes.torch_runtime:open_model", "torch"),
+}
+
+
+def open_files(name: FormatName, files: Sequence[Path], side: int | None, threads: int = 1) -> Forward:
+    """Open model files; see `Open`. Raises MissingPartError, or BundleError if the runtime refuses the files."""
+    where, package = _RUNTIMES[name]
+    module, _, attribute = where.partition(":")
+    try:
+        importlib.import_module(package)
+    except ImportError as error:
+        raise MissingPartError(f"the format {name!r} needs the package {package}, which can not be imported ({error})",
+                               "the model was not loaded", f"pip install {package}, or choose another format with "
+                               "--runtime") from error
+    open_model: Open = getattr(importlib.import_module(module), attribute)
+    try:
+        return open_model(files, side, threads)
+    except DistribError:
+        raise
+    except Exception as error:  # each library has its own exceptions for a file that it does not like
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BundleError(f"{package} can not load {files[0]}: {reason}", "there is no model to run",
+                          "export the bundle again with the versions installed here, or choose another "
+                          "--runtime") from error
+
+
+class Runtime:
+    """A bundle's model, ready to run. A context manager: leaving it ends its threads."""
+
+    def __init__(self, loaded: LoadedBundle, wish: str | None = None, threads: int | None = None) -> None:
+        """Raises BundleError, MissingPartError."""
+        self.name = loaded.choose(wish)
+        self.threads = threads or compute_threads()
+        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix=self.name)
+        self._forward = open_files(self.name, loaded.files(self.name), loaded.bundle.preprocessing.image_size,
+                                   self.threads)
+
+    def __call__(self, images_NHWC: Images) -> Logits:
+        """logits_NK; a row depends on its image alone, to the last bit."""
+        return one_by_one(self._forward, images_NHWC, self._pool)
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def one_by_one(forward: Forward, images_NHWC: Images, pool: ThreadPoolExecutor) -> Logits:
+    """Every image in a call of its own, spread over a pool's threads."""
+    return np.concatenate(list(pool.map(forward, np.split(images_NHWC, len(images_NHWC)))))

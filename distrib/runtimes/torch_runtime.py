@@ -1,0 +1,33 @@
+"""torch.export archives (.pt2)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from distrib.runtimes.archive import check_archive
+from distrib.runtimes.quiet import quiet
+from distrib.scoring import Forward, Images, Logits
+
+
+def open_model(files: Sequence[Path], side: int | None, threads: int) -> Forward:  # noqa: ARG001
+    """See `distrib.runtimes.table.Open`. Raises BundleError for an archive that could do more than compute."""
+    (path,) = files
+    check_archive(path)
+    with quiet():
+        module = torch.export.load(path).module(check_guards=False)
+    local = threading.local()
+
+    def forward(images_NHWC: Images) -> Logits:
+        if not hasattr(local, "ready"):
+            torch.set_num_threads(1)  # of this thread, and of threads that torch has not yet seen
+            local.ready = True
+        with torch.inference_mode():
+            logits_NK = module(torch.from_numpy(np.ascontiguousarray(images_NHWC)))
+        return logits_NK.numpy()  # type: ignore[no-any-return]
+
+    return forward
