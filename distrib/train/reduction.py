@@ -106,7 +106,8 @@ class ExactReduction:
         self._buckets: list[_Bucket] = []
 
     def attach(self, ddp: DistributedDataParallel) -> None:
-        ddp.register_comm_hook(None, self._send)
+        # DDP inspects a hook's annotations, which are strings here.
+        ddp.register_comm_hook(None, lambda _, bucket: self._send(bucket))
 
     def begin(self) -> None:
         self._statistics.clear()
@@ -167,7 +168,7 @@ class ExactReduction:
         # torch.maximum keeps a NaN whichever side it is on.
         self._peaks[number] = torch.maximum(self._peaks[number], peak)
 
-    def _send(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    def _send(self, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         """DDP's hook: quantise a bucket of the last lane, join the lanes before it, start to add over ranks."""
         buffer, parameters = bucket.buffer(), bucket.parameters()
         integers = self._integers.get(bucket.index())

@@ -1,0 +1,64 @@
+"""What else decides the last bits of a model: processor, libraries, threads. Recorded at every start."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distrib import __version__
+from distrib.errors import storage_errors
+from distrib.rundir import RunDir
+from distrib.train.precision import processor_flags
+from distrib.world import World
+
+_PACKAGES = ("torch", "numpy", "opencv-python-headless", "simplejpeg", "safetensors")
+_DECISIVE = ("processor", "torch_capability", "packages", "threads")
+
+
+def describe_environment(world: World, dataset_sha256: str) -> dict[str, Any]:
+    """Plain JSON values about this process; local."""
+    return {
+        "distrib": __version__,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "processor": _processor(),
+        "torch_capability": torch.backends.cpu.get_cpu_capability(),
+        "instruction_sets": sorted(f for f in processor_flags() if f.startswith(("avx512", "amx", "avx2"))),
+        "threads": torch.get_num_threads(),
+        "world_size": world.size,
+        "host": world.host,
+        "dataset_sha256": dataset_sha256,
+    }
+
+
+def record_environment(run: RunDir, now: dict[str, Any], step: int) -> list[str]:
+    """Append to the run's record; returns what differs from its first start in ways that change last bits."""
+    with storage_errors("the environment could not be recorded", "nothing was started"):
+        first = now
+        if run.environment.exists():
+            lines = run.environment.read_text().splitlines()
+            first = json.loads(lines[0]) if lines else now
+        with run.environment.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **now}) + "\n")
+    return [f"{name}: {first.get(name)} then, {now[name]} now" for name in _DECISIVE if first.get(name) != now[name]]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    found = dict(map(str.strip, line.partition(":")[::2]) for line in lines[:40])
+    return " ".join(found.get(key, "") for key in ("vendor_id", "cpu family", "model", "model name")).strip()

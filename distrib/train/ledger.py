@@ -1,0 +1,40 @@
+"""The keys of the samples of every step and lane: proof that none was repeated or missed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from types import TracebackType
+
+from distrib.comm.group import Group
+from distrib.data.stream import Batch
+from distrib.errors import storage_errors
+from distrib.rundir import RunDir
+from distrib.train.log import keep_lines_up_to
+
+
+class Ledger:
+    """One JSON line a step and lane, in one file a rank. A context manager; entering it is collective."""
+
+    def __init__(self, run: RunDir, keys: Sequence[str], group: Group, first_step: int) -> None:
+        self._keys = keys
+        with storage_errors("the ledger could not be written", "training stopped"):
+            if group.world.is_first:
+                run.ledger.mkdir(exist_ok=True)
+                for path in sorted(run.ledger.glob("rank-*.jsonl")):  # also of ranks that are no more
+                    keep_lines_up_to(path, first_step)
+            group.broadcast_bytes(b"level" if group.world.is_first else None)
+            self._file = (run.ledger / f"rank-{group.rank}.jsonl").open("a", buffering=1, encoding="utf-8")
+
+    def __call__(self, step: int, batches: list[Batch]) -> None:
+        with storage_errors("the ledger could not be written", "training stopped; its checkpoints are whole"):
+            for batch in batches:
+                keys = [self._keys[sample] for sample in batch.samples_N]
+                self._file.write(json.dumps({"step": step, "lane": batch.lane, "keys": keys}) + "\n")
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self._file.close()

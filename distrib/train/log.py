@@ -1,0 +1,125 @@
+"""What a run tells: metrics.jsonl, TensorBoard, one live line."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from distrib.durable import replace_file
+from distrib.errors import storage_errors
+from distrib.rundir import RunDir
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def keep_lines_up_to(path: Path, step: int) -> None:
+    """Drop the lines of a JSON-lines file that speak of steps after ``step``, and a torn last line.
+
+    A run that goes on from a checkpoint does the steps after it again. Raises StorageError.
+    """
+    with storage_errors(f"{path} could not be brought level with the checkpoint", "the run was not continued"):
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_bytes().splitlines(keepends=True):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and record.get("step", 0) <= step:
+                kept.append(line)
+        replace_file(path, b"".join(kept))
+
+
+class RunLog:
+    """Writes a run's records; only rank 0 has one. A context manager."""
+
+    def __init__(self, run: RunDir, *, first_step: int, total_steps: int) -> None:
+        # TensorBoard takes a second to import; the command line must not.
+        from torch.utils.tensorboard import SummaryWriter
+
+        keep_lines_up_to(run.metrics, first_step)
+        with storage_errors("the metrics could not be written", "training stopped"):
+            self._metrics: TextIO = run.metrics.open("a", buffering=1, encoding="utf-8")
+            self._board = SummaryWriter(str(run.tensorboard),  # type: ignore[no-untyped-call]
+                                        purge_step=first_step + 1 if first_step else None)
+        self._line = ProgressLine(first_step, total_steps)
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """One training step: at least ``step`` and ``loss``."""
+        self._write({"event": "step", **record})
+        for name in ("loss", "accuracy", "lr", "images_per_s"):
+            self._board.add_scalar(f"train/{name}", record[name], record["step"])  # type: ignore[no-untyped-call]
+        for name in ("data_s", "compute_s", "communication_s", "rest_s"):
+            self._board.add_scalar(f"time/{name}", record[name], record["step"])  # type: ignore[no-untyped-call]
+        self._line.show(record)
+
+    def validation(self, step: int, scores: Mapping[str, Any]) -> None:
+        self._write({"event": "validation", "step": step, "validation": dict(scores)})
+        for name, value in scores.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                self._board.add_scalar(f"val/{name}", value, step)  # type: ignore[no-untyped-call]
+
+    def note(self, text: str) -> None:
+        """One line for the user, above the live line."""
+        self._line.note(text)
+
+    def event(self, kind: str, step: int, **details: Any) -> None:
+        self._write({"event": kind, "step": step, **details})
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        with storage_errors("the metrics could not be written", "training stopped; its checkpoints are whole"):
+            self._metrics.write(json.dumps({**record, "time": round(time.time(), 3)}) + "\n")
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self._line.end()
+        self._metrics.close()
+        self._board.close()  # type: ignore[no-untyped-call]
+
+
+class ProgressLine:
+    """Step, loss, images/s and time left: redrawn in place on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, first_step: int, total_steps: int) -> None:
+        self._first, self._total = first_step, total_steps
+        self._started = time.monotonic()
+        self._last_shown = -_SECONDS_BETWEEN_LINES
+        self._live = sys.stderr.isatty()
+
+    def show(self, record: Mapping[str, Any]) -> None:
+        now = time.monotonic()
+        step = int(record["step"])
+        pause = 0.1 if self._live else _SECONDS_BETWEEN_LINES
+        if now - self._last_shown < pause and step < self._total:
+            return
+        self._last_shown = now
+        left_s = (now - self._started) / (step - self._first) * (self._total - step)
+        text = (f"step {step}/{self._total}  loss {record['loss']:.4f}  {record['images_per_s']:.0f} images/s  "
+                f"{_clock(left_s)} left")
+        if self._live:
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        clear = "\r\x1b[K" if self._live else ""
+        print(f"{clear}{text}", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        if self._live:
+            print(file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds_left = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds_left:02d}" if hours else f"{minutes}:{seconds_left:02d}"

@@ -1,0 +1,204 @@
+"""The training loop: steps, validations, checkpoints, until the end or a request to stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from distrib.checkpoint import Checkpoint, CheckpointWriter
+from distrib.config import EarlyStoppingConfig, Experiment
+from distrib.data.order import num_steps
+from distrib.data.stream import Batch, Stream
+from distrib.errors import DivergedError
+from distrib.train.log import RunLog
+from distrib.train.optimise import MovingAverage, learning_rate, optimizer_tensors, set_learning_rate
+from distrib.train.reduction import Reduction
+from distrib.train.step import LaneStep, StepResult
+
+Validate = Callable[[Mapping[str, Tensor]], dict[str, Any]]
+"""Collective: weights to scores, of which ``score`` (higher is better) decides; equal on all ranks."""
+
+
+class Witness(Protocol):
+    """Sees which samples each step trained on."""
+
+    def __call__(self, step: int, batches: list[Batch]) -> None: ...
+
+
+@dataclass
+class Best:
+    """The best validation so far, and how long ago it was."""
+
+    score: float | None = None
+    step: int = 0
+    validations_since: int = 0
+
+    def take(self, score: float, step: int, min_delta: float) -> None:
+        if self.score is None or score > self.score + min_delta:
+            self.score, self.step, self.validations_since = score, step, 0
+        else:
+            self.validations_since += 1
+
+    def gives_up(self, config: EarlyStoppingConfig | None) -> bool:
+        return config is not None and self.validations_since >= config.patience
+
+
+@dataclass
+class Trained:
+    """How training ended."""
+
+    step: int
+    finished: bool
+    """False when it was asked to stop before its end; it goes on from its last checkpoint."""
+    early: bool
+    validation: dict[str, Any] | None
+    best: Best
+
+
+@dataclass
+class Trainer:
+    """One rank's part of a run, from ``first_step`` on. All ranks hold the same state at a step boundary."""
+
+    experiment: Experiment
+    num_samples: int
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    reduction: Reduction
+    lane_step: LaneStep
+    stream: Stream
+    validate: Validate | None
+    average: MovingAverage | None
+    first_step: int
+    best: Best
+    log: RunLog | None
+    """Only on rank 0."""
+    writer: CheckpointWriter | None
+    """Only on rank 0."""
+    stop_wanted: Callable[[], bool]
+    witness: Witness | None = None
+    _last_checkpoint: int | None = field(default=None, init=False)
+
+    @property
+    def total_steps(self) -> int:
+        train = self.experiment.train
+        return train.steps or num_steps(self.num_samples, train.epochs, train.global_batch)
+
+    def run(self) -> Trained:
+        """Collective. Raises DivergedError, StorageError, ShardError, WorldError."""
+        step, early = self.first_step, self.best.gives_up(self.experiment.train.early_stopping)
+        self._last_checkpoint = step or None
+        validation: dict[str, Any] | None = None
+        stopped = False
+        while step < self.total_steps and not (stopped or early):
+            stopped = self._one_step(step)
+            step += 1
+            validation = None
+            if self.validate is not None and not stopped and self._is_validation(step):
+                validation = self._validation(step)
+                early = self.best.gives_up(self.experiment.train.early_stopping)
+            if validation or stopped or self._is_checkpoint(step) or step == self.total_steps:
+                self._checkpoint(step, validation)
+        if self.writer is not None:
+            self.writer.wait()
+        return Trained(step, early or step >= self.total_steps, early, validation, self.best)
+
+    def _one_step(self, step: int) -> bool:
+        """Returns whether some rank was asked to stop."""
+        start = time.perf_counter()
+        batches = self.stream.take()
+        data_s = time.perf_counter() - start
+        result = self.lane_step.run(step, batches, self.stop_wanted())
+        if not result.finite:
+            self._diverged(step + 1)
+        train = self.experiment.train
+        if train.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), train.clip_norm)
+        rate = learning_rate(train, step, self.total_steps, self.num_samples / train.global_batch)
+        set_learning_rate(self.optimizer, rate)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update(step + 1)
+        if self.witness is not None:
+            self.witness(step + 1, batches)
+        if self.log is not None:
+            self.log.step(_step_record(step + 1, result, rate, train.global_batch, data_s,
+                                       time.perf_counter() - start))
+        return result.stop
+
+    def _is_validation(self, step: int) -> bool:
+        """Whether a pass over the data (or several, as configured) ends within this step, or the run does."""
+        passes = step * self.experiment.train.global_batch // self.num_samples
+        before = (step - 1) * self.experiment.train.global_batch // self.num_samples
+        every = self.experiment.evaluate.every_epochs
+        return passes // every > before // every or step == self.total_steps
+
+    def _is_checkpoint(self, step: int) -> bool:
+        every = self.experiment.checkpoint.every_steps
+        return every > 0 and step % every == 0
+
+    def _weights(self) -> Mapping[str, Tensor]:
+        return self.average.tensors if self.average is not None else self.model.state_dict()
+
+    def _validation(self, step: int) -> dict[str, Any]:
+        assert self.validate is not None
+        start = time.perf_counter()
+        scores = self.validate(self._weights())
+        stopping = self.experiment.train.early_stopping
+        self.best.take(scores["score"], step, stopping.min_delta if stopping else 0.0)
+        if self.log is not None:
+            metric = self.experiment.evaluate.metric
+            self.log.validation(step, {**scores, "seconds": time.perf_counter() - start})
+            mark = " (best so far)" if self.best.step == step else ""
+            self.log.note(f"validation after step {step}: {metric} {scores[metric]:.4f}, "
+                          f"loss {scores['loss']:.4f}{mark}")
+        return scores
+
+    def _checkpoint(self, step: int, validation: dict[str, Any] | None) -> None:
+        if self.writer is None:
+            return
+        progress = {"reduction": self.reduction.state(), "best": vars(self.best).copy(), "validation": validation}
+        self.writer.submit(Checkpoint(
+            step, _clones(self.model.state_dict()), _clones(optimizer_tensors(self.model, self.optimizer)),
+            _clones(self.average.tensors) if self.average is not None else None, progress,
+        ))
+        self._last_checkpoint = step
+
+    def _diverged(self, step: int) -> None:
+        last = self._last_checkpoint
+        if self.writer is not None:
+            self.writer.wait()
+            if self.log is not None:
+                self.log.event("diverged", step)
+        raise DivergedError(
+            f"at step {step} the loss or a gradient is not a finite number",
+            f"training stopped; the last good checkpoint is that of step {last}" if last is not None
+            else "training stopped before its first checkpoint",
+            "lower train.lr, add train.warmup_epochs or train.clip_norm, or look for bad images; "
+            "then start in a new --run folder",
+        )
+
+
+def _clones(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def _step_record(step: int, result: StepResult, rate: float, global_batch: int, data_s: float,
+                 total_s: float) -> dict[str, Any]:
+    return {
+        "step": step,
+        "loss": result.loss,
+        "accuracy": result.accuracy,
+        "lr": rate,
+        "images_per_s": global_batch / total_s,
+        "step_s": total_s,
+        "data_s": data_s,
+        "compute_s": result.compute_s,
+        "communication_s": result.communication_s,
+        "rest_s": total_s - data_s - result.compute_s - result.communication_s,
+        "repeats": result.repeats,
+    }
