@@ -30,7 +30,7 @@ _MARGIN = 3
 # Root mean square of the thumbnail's gradient, in grey levels, below which it is a flat image: all of those are alike.
 _MIN_CONTRAST = 0.5
 _SIDE = 32
-_ROWS = 256
+_COMPARED_AT_ONCE = 1 << 23
 _VERIFIED_AT_ONCE = 8192
 
 
@@ -81,23 +81,23 @@ def pairs_across(prints: Sequence[Fingerprint], splits: Sequence[Split]) -> list
     ``first`` is the position in the earlier split. One pair per image and earlier split, so that a picture
     repeated a thousand times is no million pairs. Sorted by (second, first).
     """
-    members = {split: np.flatnonzero([s == split for s in splits]) for split in SPLITS}
+    members = {split: [i for i, place in enumerate(splits) if place == split] for split in SPLITS}
     bits = np.array([item.bits for item in prints], dtype=np.uint64).reshape(-1, 2)
     thumbnails = np.frombuffer(b"".join(item.thumbnail for item in prints), np.uint8).reshape(-1, _SIDE, _SIDE)
     sharp = _contrast(thumbnails) >= _MIN_CONTRAST
     result = []
     for number, later in enumerate(SPLITS):
         for earlier in SPLITS[:number]:
-            firsts = {prints[i].digest: int(i) for i in members[earlier][::-1]}
+            firsts = {prints[i].digest: i for i in reversed(members[earlier])}
             rest = []
             for second in members[later]:
                 if (first := firsts.get(prints[second].digest)) is not None:
-                    result.append(Pair(first, int(second), exact=True))
+                    result.append(Pair(first, second, exact=True))
                 elif sharp[second]:
                     rest.append(second)
-            columns = members[earlier][sharp[members[earlier]]]
-            for first, second in _closest(bits, thumbnails, columns, np.array(rest, dtype=np.int64)):
-                result.append(Pair(first, second, exact=False))
+            columns = np.array([i for i in members[earlier] if sharp[i]], dtype=np.int64)
+            near = _closest(bits, thumbnails, columns, np.array(rest, dtype=np.int64))
+            result += [Pair(first, second, exact=False) for first, second in near]
     return sorted(result, key=lambda pair: (pair.second, pair.first))
 
 
@@ -107,8 +107,9 @@ def _closest(bits: NDArray[np.uint64], thumbnails: NDArray[np.uint8], firsts: ND
     if not len(firsts) or not len(seconds):
         return
     columns = bits[firsts]
-    for start in range(0, len(seconds), _ROWS):
-        block = seconds[start:start + _ROWS]
+    rows_at_once = max(1, _COMPARED_AT_ONCE // len(firsts))
+    for start in range(0, len(seconds), rows_at_once):
+        block = seconds[start:start + rows_at_once]
         distance = np.bitwise_count(bits[block, 0][:, None] ^ columns[:, 0])
         row, column = np.nonzero(distance <= _MAX_BITS)
         second_half = np.bitwise_count(bits[block[row], 1] ^ columns[column, 1])
@@ -137,7 +138,8 @@ def _differences(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
 def _gradients(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Differences at length one: their inner product is the correlation."""
     differences = _differences(thumbnails)
-    return differences / np.linalg.norm(differences, axis=1, keepdims=True)
+    differences /= np.sqrt(np.einsum("ij,ij->i", differences, differences))[:, np.newaxis]
+    return differences
 
 
 def _contrast(thumbnails: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -43,7 +43,7 @@ MAX_SIDE = 32_766
 """Largest width or height of a canonical image: what OpenCV can resample."""
 
 # Not EPS, PDF, WMF and the like: those start other programs.
-_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")
 _KNOWN = "JPEG, PNG, GIF, BMP, TIFF, WebP, PNM or JPEG 2000"
 _ORIENTATION = 0x0112
 # Pillow warns through the process-wide list of warning filters, which only one thread at a time may change.

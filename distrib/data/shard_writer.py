@@ -8,12 +8,13 @@ import os
 import tarfile
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
 
 from distrib.data.manifest import Shard, ShardIndex, Split
-from distrib.durable import fsync_dir
 
 _BLOCK = 512
 
@@ -39,6 +40,7 @@ class ShardWriter:
     def __init__(self, folder: Path, split: Split, max_samples: int, max_bytes: int) -> None:
         self._folder, self._split, self._max_samples, self._max_bytes = folder, split, max_samples, max_bytes
         self.shards: list[Shard] = []
+        """Those that are complete."""
         self._open = False
 
     def add(self, key: str, kind: Literal["jpg", "png"], content: bytes, label: int, group: str,
@@ -62,18 +64,18 @@ class ShardWriter:
         for extension, body in members:
             self._write(_header(f"{key}.{extension}", len(body)) + body + bytes(_padded(len(body)) - len(body)))
 
-    def close(self) -> list[Shard]:
-        """Finish the last shard and return all of them, each durable on disk."""
-        if self._open:
-            self._close_shard()
-        fsync_dir(self._folder)
-        return self.shards
+    def __enter__(self) -> ShardWriter:
+        return self
 
-    def abort(self) -> None:
-        """Close the file that is being written, whatever its state."""
-        if self._open:
-            self._file.close()
-            self._open = False
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        """Finish the last shard, so that all in ``shards`` are on disk; after an error only close its file."""
+        if self._open and error is None:
+            self._close_shard()
+        elif self._open:
+            # What is buffered may no longer fit on the disk; the error that matters is under way already.
+            with suppress(OSError):
+                self._file.close()
 
     def _open_shard(self) -> None:
         self._name = f"{self._split}-{len(self.shards):06d}.tar"
