@@ -59,7 +59,9 @@ class FormatParity(Section):
     max_probability_difference: Annotated[float, Field(ge=0)]
     max_logit_difference: Annotated[float, Field(ge=0)]
     labels_equal: Annotated[int, Field(ge=0)]
-    """Samples with the same label; all of them, or the bundle would not exist."""
+    """Samples with the same label: all but ties, or the bundle would not exist."""
+    ties: Annotated[int, Field(ge=0)]
+    """Samples whose label hangs on rounding: two probabilities, or one and the threshold, within 1e-6."""
 
 
 class Parity(Section):

@@ -25,7 +25,8 @@ _RECORD = re.compile(
     r"|\.data/(version|serialization_id)"
 )
 _WORD = re.compile(r"[A-Za-z0-9_.+-]*")
-_OPERATOR = re.compile(r"torch\.ops\.aten\.\w+\.\w+|_operator\.(add|sub|mul|floordiv|mod|neg|getitem|eq|ne|lt|le|gt|ge)")
+_OPERATOR = re.compile(r"torch\.ops\.aten\.\w+\.\w+"
+                       r"|_operator\.(add|sub|mul|floordiv|mod|neg|getitem|eq|ne|lt|le|gt|ge)")
 _FILE_OPERATORS = ("from_file",)
 _SIZE = re.compile(r"(Symbol\('[a-z]+\d+'(, (positive|integer)=True)*\)|\d+|[ ()*+-])+")
 _TREE_TYPES = {None, "builtins.tuple", "builtins.list", "builtins.dict"}

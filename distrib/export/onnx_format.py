@@ -1,0 +1,39 @@
+"""ONNX: one file with the weights inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import torch
+
+from distrib.errors import BundleError
+from distrib.runtimes.quiet import quiet
+
+_MOST_BYTES = (1 << 31) - (1 << 20)  # protobuf's limit for one message, less the graph
+
+
+def write(program: torch.export.ExportedProgram, folder: Path, name: str = "model.onnx") -> list[Path]:
+    """See `distrib.export.table.Write`."""
+    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
+    if num_bytes > _MOST_BYTES:
+        raise BundleError(f"the weights take {num_bytes} bytes, and an ONNX file holds 2 GiB", "no bundle was written",
+                          "choose --format torch")
+    with quiet():
+        exported = torch.onnx.export(program, (), input_names=["images_NHWC"], output_names=["logits_NK"],
+                                     dynamo=True, external_data=False, verbose=False)
+        assert exported is not None
+        model = exported.model_proto
+    _strip(model)
+    onnx.checker.check_model(model)
+    path = folder / name
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    return [path]
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Leave out what the exporter notes about source files and torch's graph."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")

@@ -1,0 +1,26 @@
+"""OpenVINO: .xml and .bin with float32 weights, converted from ONNX by OpenVINO's own reader."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import openvino as ov
+
+from distrib.export import onnx_format
+
+if TYPE_CHECKING:
+    import torch
+
+
+def write(program: torch.export.ExportedProgram, folder: Path) -> list[Path]:
+    """See `distrib.export.table.Write`."""
+    path = folder / "model.xml"
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".onnx-") as temporary:
+        (source,) = onnx_format.write(program, Path(temporary))
+        # Not ov.convert_model, which reports its use over the network.
+        model = ov.Core().read_model(source)
+        ov.save_model(model, path, compress_to_fp16=False)
+        del model  # it maps the temporary file
+    return [path, path.with_suffix(".bin")]

@@ -1,0 +1,209 @@
+"""From a run to a bundle: trace, write, read back, compare, publish."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from distrib import __version__
+from distrib.bundle import (
+    FILE_NAME,
+    Bundle,
+    FormatName,
+    Parity,
+    Preprocessing,
+    Weights,
+    describe_file,
+    load_bundle,
+)
+from distrib.data.ingest import IngestOptions
+from distrib.data.manifest import Manifest, SplitSamples, load_manifest
+from distrib.data.shards import ShardReader
+from distrib.data.transform import EvalTransform
+from distrib.decision import positive_index
+from distrib.durable import publish_dir, write_durable
+from distrib.errors import BundleError, ConfigError, DataError, storage_errors
+from distrib.evaluate import check_classes
+from distrib.export.parity import compare, worst_of
+from distrib.export.table import parse_formats, write_format
+from distrib.export.torch_format import trace
+from distrib.forward import torch_forward
+from distrib.rundir import RunDir
+from distrib.runtimes.table import one_by_one, open_files
+from distrib.scoring import Images, compute_threads
+from distrib.trained import Trained, load_trained
+
+Tell = Callable[[str], None]
+
+_SEVERAL = 8  # images a call, beside one by one
+_PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy", "opencv-python-headless", "simplejpeg",
+             "pillow")
+
+
+def run_export(run: Path, *, out: Path, formats: Sequence[str] = ("torch", "onnx", "openvino"),
+               tolerance: float = 1e-3, num_samples: int = 64, metrics: dict[str, Any] | None = None,
+               tell: Tell = lambda _: None) -> dict[str, Any]:
+    """Write the bundle ``out`` from a run's best checkpoint; returns what `export --json` prints.
+
+    The gate: ``num_samples`` samples spread over the validation split (the training split if there is none)
+    go through the torch model and through every format read back from its files, one by one and several
+    at a time. A probability that differs by more than ``tolerance``, or a label that differs, is a
+    BundleError, and nothing is left behind. ``metrics`` are further reports by split to keep in the bundle.
+
+    Raises BundleError, CheckpointError, ConfigError, DataError, MissingPartError, StorageError.
+    """
+    names = parse_formats(formats)
+    if tolerance <= 0 or num_samples < 1:
+        raise ConfigError(f"--tolerance {tolerance:g} and {num_samples} samples check nothing", "nothing was exported",
+                          "give numbers above 0")
+    _refuse_existing(out)
+    trained = load_trained(RunDir(run), tell)
+    manifest = load_manifest(trained.experiment.data.dataset)
+    check_classes(manifest, trained.classes, str(run))
+    if trained.dataset_sha256 not in (None, manifest.sha256):
+        raise DataError(f"the dataset {trained.experiment.data.dataset} is not the one that {run} was trained on",
+                        "the bundle would record the wrong preparation", "put the dataset back as it was")
+    split: Literal["val", "train"] = "val" if any(shard.split == "val" for shard in manifest.shards) else "train"
+    keys, images_NHWC = _spread(trained, manifest.samples(split), num_samples)
+    staging = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.partial")
+    with storage_errors(f"the bundle {out} could not be written", "there is no bundle"), _removed_on_error(staging):
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        staging.mkdir()
+        data = trained.experiment.data
+        program = trace(trained.model, data.mean, data.std, data.image_size)
+        files: dict[FormatName, tuple[Path, ...]] = {}
+        for name in names:
+            tell(f"writing {name}")
+            files[name] = tuple(write_format(name, program, staging))
+        parity = _gate(trained, files, keys, images_NHWC, split, tolerance, tell)
+        bundle = _describe(trained, manifest, files, parity, metrics or {})
+        for path in staging.iterdir():
+            _fsync(path)
+        write_durable(staging / FILE_NAME, bundle.to_bytes())
+        publish_dir(staging, out)
+    loaded = load_bundle(out)
+    return {"bundle": str(out), "sha256": loaded.sha256, "formats": list(files),
+            "default_format": bundle.default_format,
+            "weights_sha256": trained.weights_sha256, "step": trained.checkpoint.step,
+            "bytes": sum(file.bytes for one in bundle.files.values() for file in one),
+            "threshold": bundle.threshold.model_dump(mode="json") if bundle.threshold else None,
+            "parity": bundle.parity.model_dump(mode="json")}
+
+
+def _refuse_existing(out: Path) -> None:
+    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+        raise BundleError(f"{out} exists already", "nothing was written; it is as it was",
+                          "choose another --out, or remove it first")
+
+
+@contextmanager
+def _removed_on_error(staging: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _spread(trained: Trained, samples: SplitSamples, wanted: int) -> tuple[list[str], Images]:
+    """(keys, images_NHWC) of samples at equal distances over the split."""
+    chosen = np.unique(np.linspace(0, len(samples) - 1, min(wanted, len(samples))).round().astype(int))
+    transform = EvalTransform(trained.experiment.data.image_size, trained.experiment.data.eval_crop)
+    images = []
+    with ShardReader(trained.experiment.data.dataset, samples) as reader:
+        for sample in map(int, chosen):
+            try:
+                images.append(transform(reader.read(sample), reader.kind(sample)))
+            except ValueError as error:
+                raise reader.error(sample, f"can not be decoded: {error}") from error
+    return [samples.keys[sample] for sample in chosen], np.stack(images)
+
+
+def _gate(trained: Trained, files: dict[FormatName, tuple[Path, ...]], keys: Sequence[str], images_NHWC: Images,
+          split: str, tolerance: float, tell: Tell) -> Parity:
+    data = trained.experiment.data
+    eager = torch_forward(trained.model, data.mean, data.std)
+    several = [images_NHWC[begin:begin + _SEVERAL] for begin in range(0, len(images_NHWC), _SEVERAL)]
+    reference_NK = np.concatenate([eager(part) for part in several])
+    threads = compute_threads()
+    formats = {}
+    with ThreadPoolExecutor(threads, thread_name_prefix="gate") as pool:
+        for name, paths in files.items():
+            singly = open_files(name, paths, data.image_size, threads)
+            together = open_files(name, paths, None, threads)
+            outputs = (one_by_one(singly, images_NHWC, pool), np.concatenate(list(pool.map(together, several))))
+            checks = [compare(name, reference_NK, logits_NK, keys, trained.classes, trained.threshold, tolerance)
+                      for logits_NK in outputs]
+            formats[name] = worst_of(*checks)
+            tell(f"{name} agrees with the trained model on {len(keys)} {split} images: probabilities within "
+                 f"{formats[name].max_probability_difference:.2g}, labels equal")
+    return Parity(split=split, num_samples=len(keys), batch_sizes=(1, min(_SEVERAL, len(keys))), tolerance=tolerance,
+                  formats=formats)
+
+
+def _describe(trained: Trained, manifest: Manifest, files: dict[FormatName, tuple[Path, ...]], parity: Parity,
+              metrics: dict[str, Any]) -> Bundle:
+    data, classes = trained.experiment.data, trained.classes
+    positive = positive_index(classes, trained.experiment.evaluate.positive_class)
+    validation = {key: value for key, value in trained.validation.items() if key not in ("threshold", "classes")}
+    return Bundle(
+        files={name: tuple(map(describe_file, paths)) for name, paths in files.items()},
+        default_format=next(iter(files)),
+        preprocessing=Preprocessing(
+            ingest=IngestOptions.model_validate(manifest.preparation.get("ingest") or {}).model_dump(mode="json"),
+            image_size=data.image_size, eval_crop=data.eval_crop, mean=data.mean, std=data.std,
+        ),
+        classes=classes,
+        positive_class=None if positive is None else classes[positive],
+        threshold=trained.threshold,
+        metrics={"val": validation} | metrics if validation else metrics,
+        dataset_sha256=manifest.sha256,
+        weights=Weights(sha256=trained.weights_sha256, step=trained.checkpoint.step,
+                        kind="model" if trained.checkpoint.ema is None else "ema",
+                        num_parameters=sum(parameter.numel() for parameter in trained.model.parameters())),
+        code={"distrib": __version__, "git": git_commit(Path(__file__).resolve().parents[2])},
+        libraries={name: version for name in _PACKAGES if (version := _version(name)) is not None},
+        experiment=trained.experiment.model_dump(mode="json"),
+        parity=parity,
+    )
+
+
+def git_commit(root: Path) -> str | None:
+    """The commit that a source tree has checked out, from git's own files; None outside a checkout."""
+    try:
+        git = root / ".git"
+        head = (git / "HEAD").read_text().strip()
+        if not head.startswith("ref: "):
+            return head
+        name = head.removeprefix("ref: ")
+        if (git / name).exists():
+            return (git / name).read_text().strip()
+        for line in (git / "packed-refs").read_text().splitlines():
+            if line.endswith(f" {name}"):
+                return line.split(" ")[0]
+    except (OSError, UnicodeDecodeError):
+        pass
+    return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,125 @@
+"""Labels for raw image files, from a bundle. Imports nothing of training, and torch only to run .pt2 files.
+
+A file takes the way that the dataset's files took: `ingest` with the options of its preparation, then the
+evaluation transform, then the model. So an image has the same label and, to the last bit, the same
+probabilities as `evaluate` gives it with the same bundle and runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distrib.bundle import Bundle, load_bundle
+from distrib.data.image_files import images_below, read_image_file
+from distrib.data.ingest import IngestOptions, ingest
+from distrib.data.transform import EvalTransform
+from distrib.decision import decide, softmax
+from distrib.errors import BundleError, ConfigError, DataError, DistribError, DivergedError
+from distrib.runtimes.table import Runtime
+from distrib.scoring import Images
+
+Turn = Callable[[Images], Images]
+"""One image [S, S, 3] to a view of it."""
+
+_TURNS: dict[str, tuple[Turn, ...]] = {
+    "none": (lambda image: image,),
+    "hflip": (lambda image: image, lambda image: image[:, ::-1]),
+    "flips": (lambda image: image, lambda image: image[:, ::-1], lambda image: image[::-1],
+              lambda image: image[::-1, ::-1]),
+}
+
+
+def run_predict(bundle: Path, images: Sequence[Path], *, tta: str = "none", runtime: str | None = None,
+                tell: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:
+    """One entry an image, in the order given; a folder stands for all images below it, sorted.
+
+    {"image", "label", "probabilities": {class: p}, "runtime", "tta"}, and where the bundle has a decision
+    threshold "threshold" (the label is the positive class iff its probability is at least that).
+    ``tta``, test-time augmentation: none, hflip (2 views) or flips (4); probabilities are means over the views.
+
+    An image that can not be used has label and probabilities None and an "error"; the others are still
+    predicted. Call `failure` on the result for what to raise. Raises BundleError, ConfigError, DataError,
+    MissingPartError before anything is predicted.
+    """
+    if tta not in _TURNS:
+        raise ConfigError(f"--tta {tta!r} is unknown", "nothing was predicted", f"choose one of {', '.join(_TURNS)}")
+    loaded = load_bundle(bundle)
+    try:
+        options = IngestOptions.model_validate(loaded.bundle.preprocessing.ingest)
+    except ValueError as error:
+        raise BundleError(f"the bundle {bundle} asks for a preparation of images that is unknown here",
+                          "its predictions would be wrong", "use the version of distrib that wrote it") from error
+    paths = _files(images, tell)
+    with Runtime(loaded, runtime) as model:
+        one = _Predictor(loaded.bundle, options, model, _TURNS[tta])
+        common = {"runtime": model.name, "tta": tta}
+        # One task an image, decoding included: every core is busy, and at most so many images are in memory.
+        with ThreadPoolExecutor(model.threads, thread_name_prefix="predict") as pool:
+            return [{**entry, **common} for entry in pool.map(one, paths)]
+
+
+def failure(predictions: Sequence[dict[str, Any]]) -> DistribError | None:
+    """The error that says which images could not be used; None if all were."""
+    failed = [entry["error"] for entry in predictions if "error" in entry]
+    if not failed:
+        return None
+    more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+    return DataError(f"{failed[0]}{more}", f"{len(predictions) - len(failed)} of {len(predictions)} images were "
+                     "predicted", "replace the others, or leave them out")
+
+
+def _files(images: Sequence[Path], tell: Callable[[str], None]) -> list[Path]:
+    paths: list[Path] = []
+    for image in images:
+        if not image.is_dir():
+            paths.append(image)
+            continue
+        found, notes = images_below(image)
+        if not found:
+            raise DataError(f"there is no image below {image}", "nothing was predicted",
+                            "name another folder, or files")
+        for note in notes:
+            tell(f"{image}: {note}")
+        paths += [image / name for name in found]
+    if not paths:
+        raise ConfigError("no image is given", "nothing was predicted", "name image files, or folders of them")
+    return paths
+
+
+class _Predictor:
+    """From a path to its entry; safe to call from as many threads as the runtime has."""
+
+    def __init__(self, bundle: Bundle, options: IngestOptions, model: Runtime, turns: Sequence[Turn]) -> None:
+        self._bundle, self._options, self._model, self._turns = bundle, options, model, turns
+        self._transform = EvalTransform(bundle.preprocessing.image_size, bundle.preprocessing.eval_crop)
+
+    def __call__(self, path: Path) -> dict[str, Any]:
+        name = str(path).encode(errors="surrogateescape").decode(errors="replace")
+        try:
+            return {"image": name, **self._predicted(self._pixels(path), name)}
+        except DistribError as error:
+            return {"image": name, "label": None, "probabilities": None, "error": error.one_line()}
+
+    def _pixels(self, path: Path) -> Images:
+        try:
+            raw = read_image_file(path)
+        except DataError as error:
+            raise DataError(f"{path} {error.fact}") from error
+        canonical = ingest(raw, str(path), self._options)
+        return self._transform(canonical.content, canonical.kind)
+
+    def _predicted(self, pixels: Images, name: str) -> dict[str, Any]:
+        logits_NK = self._model.here(np.stack([turn(pixels) for turn in self._turns]))
+        if not np.isfinite(logits_NK).all():
+            raise DivergedError(f"the model's output for {name} is not a finite number")
+        probabilities_1K = softmax(logits_NK).mean(axis=0, keepdims=True)
+        bundle = self._bundle
+        label = bundle.classes[int(decide(probabilities_1K, bundle.classes, bundle.threshold)[0])]
+        threshold = {"threshold": bundle.threshold.value} if bundle.threshold else {}
+        return {"label": label, **threshold,
+                "probabilities": dict(zip(bundle.classes, map(float, probabilities_1K[0]), strict=True))}
