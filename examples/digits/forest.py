@@ -33,13 +33,13 @@ def upright(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The digit sheared so that its strokes stand upright, centred on its mass; float32 [28, 28], 0 to 1."""
     moments = cv2.moments(image)
     if moments["m00"] == 0 or abs(moments["mu02"]) < 1e-2:
-        return image.astype(np.float32) / 255
+        return np.asarray(image / 255, np.float32)
     slant = moments["mu11"] / moments["mu02"]
     x, y = moments["m10"] / moments["m00"], moments["m01"] / moments["m00"]
     middle = (_SIDE - 1) / 2
     matrix = np.array([[1.0, slant, x - middle - slant * middle], [0.0, 1.0, y - middle]])
     moved = cv2.warpAffine(image, matrix, (_SIDE, _SIDE), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-    return moved.astype(np.float32) / 255
+    return np.asarray(moved / 255, np.float32)
 
 
 def features(image: NDArray[np.uint8]) -> Features:
@@ -64,12 +64,12 @@ def _gradients(ink: Features, cell: int) -> Features:
     step = cell // 2
     starts = range(0, _SIDE - cell + 1, step)
     cells = np.array([planes[:, y:y + cell, x:x + cell].sum(axis=(1, 2)) for y in starts for x in starts])
-    return (cells / (np.linalg.norm(cells, axis=1, keepdims=True) + 1.0)).astype(np.float32).ravel()
+    return np.asarray(cells / (np.linalg.norm(cells, axis=1, keepdims=True) + 1.0), np.float32).ravel()
 
 
 def _zones(ink: Features) -> Features:
     """Mean ink of the 7x7 zones of 4x4 pixels."""
-    return ink.reshape(7, 4, 7, 4).mean(axis=(1, 3)).ravel()
+    return np.asarray(ink.reshape(7, 4, 7, 4).mean(axis=(1, 3)), np.float32).ravel()
 
 
 def _projections(ink: Features) -> Features:
@@ -88,8 +88,7 @@ def _profiles(ink: Features) -> Features:
 
 def _holes(ink: Features) -> Features:
     """Number of enclosed areas, and size and place of the largest."""
-    paper = (ink <= 0.35).astype(np.uint8)
-    paper = cv2.copyMakeBorder(paper, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=1)
+    paper = cv2.copyMakeBorder((ink <= 0.35).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=1)
     count, _, stats, centers = cv2.connectedComponentsWithStats(paper, connectivity=4)
     inside = [i for i in range(1, count) if stats[i, cv2.CC_STAT_LEFT] > 0 and stats[i, cv2.CC_STAT_AREA] > 2]
     if not inside:
