@@ -10,10 +10,11 @@ import torch
 from distrib.errors import BundleError
 from distrib.runtimes.quiet import quiet
 
+FILE_NAME = "model.onnx"
 _MOST_BYTES = (1 << 31) - (1 << 20)  # protobuf's limit for one message, less the graph
 
 
-def write(program: torch.export.ExportedProgram, folder: Path, name: str = "model.onnx") -> list[Path]:
+def write(program: torch.export.ExportedProgram, folder: Path) -> list[Path]:
     """See `distrib.export.table.Write`."""
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
     if num_bytes > _MOST_BYTES:
@@ -26,7 +27,7 @@ def write(program: torch.export.ExportedProgram, folder: Path, name: str = "mode
         model = exported.model_proto
     _strip(model)
     onnx.checker.check_model(model)
-    path = folder / name
+    path = folder / FILE_NAME
     path.write_bytes(model.SerializeToString(deterministic=True))
     return [path]
 

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 
 def write(program: torch.export.ExportedProgram, folder: Path) -> list[Path]:
-    """See `distrib.export.table.Write`."""
+    """See `distrib.export.table.Write`. An ONNX file that lies there already is taken instead of a new one."""
     path = folder / "model.xml"
     with tempfile.TemporaryDirectory(dir=folder, prefix=".onnx-") as temporary:
-        (source,) = onnx_format.write(program, Path(temporary))
+        source = folder / onnx_format.FILE_NAME
+        if not source.exists():
+            (source,) = onnx_format.write(program, Path(temporary))
         # Not ov.convert_model, which reports its use over the network.
         model = ov.Core().read_model(source)
         ov.save_model(model, path, compress_to_fp16=False)

@@ -16,6 +16,7 @@ import numpy as np
 from distrib import __version__
 from distrib.bundle import (
     FILE_NAME,
+    PREFERENCE,
     Bundle,
     FormatName,
     Parity,
@@ -164,9 +165,9 @@ def _describe(trained: Trained, manifest: Manifest, files: dict[FormatName, tupl
     validation = {key: value for key, value in trained.validation.items() if key not in ("threshold", "classes")}
     return Bundle(
         files={name: tuple(map(describe_file, paths)) for name, paths in files.items()},
-        default_format=next(iter(files)),
+        default_format=next(name for name in PREFERENCE if name in files),
         preprocessing=Preprocessing(
-            ingest=IngestOptions.model_validate(manifest.preparation.get("ingest") or {}).model_dump(mode="json"),
+            ingest=_ingest_options(manifest).model_dump(mode="json"),
             image_size=data.image_size, eval_crop=data.eval_crop, mean=data.mean, std=data.std,
         ),
         classes=classes,
@@ -182,6 +183,12 @@ def _describe(trained: Trained, manifest: Manifest, files: dict[FormatName, tupl
         experiment=trained.experiment.model_dump(mode="json"),
         parity=parity,
     )
+
+
+def _ingest_options(manifest: Manifest) -> IngestOptions:
+    """As prepared; an adopted dataset has its images as they were, so nothing may be lost on the way either."""
+    recorded = manifest.preparation.get("ingest")
+    return IngestOptions(format="png") if recorded is None else IngestOptions.model_validate(recorded)
 
 
 def git_commit(root: Path) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distrib.bundle import PREFERENCE, FormatName
+from distrib.bundle import FormatName
 from distrib.errors import BundleError, ConfigError, DistribError, MissingPartError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Write = Callable[["torch.export.ExportedProgram", Path], list[Path]]
 """(program from uint8 images_NHWC to float32 logits_NK, any batch; folder) -> the files written there."""
 
-_FORMATS: dict[FormatName, str] = {
+_FORMATS: dict[FormatName, str] = {  # openvino after onnx, whose file it reads
     "torch": "distrib.export.torch_format:write",
     "onnx": "distrib.export.onnx_format:write",
     "openvino": "distrib.export.openvino_format:write",
@@ -24,13 +24,13 @@ _FORMATS: dict[FormatName, str] = {
 
 
 def parse_formats(names: Sequence[str]) -> list[FormatName]:
-    """Known formats, each once, in order of preference. Raises ConfigError."""
+    """Known formats, each once, in the order of the table. Raises ConfigError."""
     wanted = {part.strip() for name in names for part in name.split(",")}
     unknown = sorted(wanted - set(_FORMATS))
     if unknown or not wanted:
         raise ConfigError(f"--format {','.join(unknown)!r} is unknown", "nothing was exported",
                           f"choose some of {', '.join(_FORMATS)}")
-    return [name for name in PREFERENCE if name in wanted]
+    return [name for name in _FORMATS if name in wanted]
 
 
 def write_format(name: FormatName, program: torch.export.ExportedProgram, folder: Path) -> list[Path]:
