@@ -32,6 +32,8 @@ _MIN_CONTRAST = 0.5
 _SIDE = 32
 _COMPARED_AT_ONCE = 1 << 23
 _VERIFIED_AT_ONCE = 8192
+# Correlation of the 16x16 thumbnails, which copies exceed and nearly all else does not.
+_MIN_COARSE = 0.95
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,7 @@ def pairs_across(prints: Sequence[Fingerprint], splits: Sequence[Split]) -> list
     """
     members = {split: [i for i, place in enumerate(splits) if place == split] for split in SPLITS}
     bits = np.array([item.bits for item in prints], dtype=np.uint64).reshape(-1, 2)
-    thumbnails = np.frombuffer(b"".join(item.thumbnail for item in prints), np.uint8).reshape(-1, _SIDE, _SIDE)
-    sharp = _contrast(thumbnails) >= _MIN_CONTRAST
+    pictures = _Pictures(prints)
     result = []
     for number, later in enumerate(SPLITS):
         for earlier in SPLITS[:number]:
@@ -93,15 +94,15 @@ def pairs_across(prints: Sequence[Fingerprint], splits: Sequence[Split]) -> list
             for second in members[later]:
                 if (first := firsts.get(prints[second].digest)) is not None:
                     result.append(Pair(first, second, exact=True))
-                elif sharp[second]:
+                elif pictures.sharp[second]:
                     rest.append(second)
-            columns = np.array([i for i in members[earlier] if sharp[i]], dtype=np.int64)
-            near = _closest(bits, thumbnails, columns, np.array(rest, dtype=np.int64))
+            columns = np.array([i for i in members[earlier] if pictures.sharp[i]], dtype=np.int64)
+            near = _closest(bits, pictures, columns, np.array(rest, dtype=np.int64))
             result += [Pair(first, second, exact=False) for first, second in near]
     return sorted(result, key=lambda pair: (pair.second, pair.first))
 
 
-def _closest(bits: NDArray[np.uint64], thumbnails: NDArray[np.uint8], firsts: NDArray[np.int64],
+def _closest(bits: NDArray[np.uint64], pictures: _Pictures, firsts: NDArray[np.int64],
              seconds: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
     """(first, second) of every second that has a near first, the nearest of them."""
     if not len(firsts) or not len(seconds):
@@ -114,40 +115,57 @@ def _closest(bits: NDArray[np.uint64], thumbnails: NDArray[np.uint8], firsts: ND
         row, column = np.nonzero(distance <= _MAX_BITS)
         second_half = np.bitwise_count(bits[block[row], 1] ^ columns[column, 1])
         close = distance[row, column].astype(np.int64) + second_half <= _MAX_BITS
+        row, others = row[close], firsts[column[close]]
         best = np.full(len(block), MIN_CORRELATION)
         match = np.full(len(block), -1, dtype=np.int64)
-        for at in range(0, int(close.sum()), _VERIFIED_AT_ONCE):
-            rows = row[close][at:at + _VERIFIED_AT_ONCE]
-            others = firsts[column[close][at:at + _VERIFIED_AT_ONCE]]
-            alike = np.einsum("ij,ij->i", _gradients(thumbnails[block[rows]]), _gradients(thumbnails[others]))
-            for r, other, value in zip(rows, others, alike, strict=True):
+        for at in range(0, len(row), _VERIFIED_AT_ONCE):
+            piece = slice(at, at + _VERIFIED_AT_ONCE)
+            for r, other, value in pictures.alike(row[piece], block, others[piece]):
                 if value > best[r]:
                     best[r], match[r] = value, other
-        for r in np.flatnonzero(match >= 0):
-            yield int(match[r]), int(block[r])
+        yield from zip(match[match >= 0].tolist(), block[match >= 0].tolist(), strict=True)
 
 
-def _differences(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Horizontal and vertical differences of neighbours, [N, 2 * 32 * 31]."""
-    values = thumbnails.astype(np.float32)
-    right = (values[:, :, 1:] - values[:, :, :-1]).reshape(len(values), -1)
-    down = (values[:, 1:] - values[:, :-1]).reshape(len(values), -1)
+class _Pictures:
+    """The thumbnails of all images, and how much two of them correlate."""
+
+    def __init__(self, prints: Sequence[Fingerprint]) -> None:
+        content = b"".join(item.thumbnail for item in prints)
+        self._thumbnails = np.frombuffer(content, np.uint8).reshape(-1, _SIDE, _SIDE)
+        self.sharp = np.zeros(len(prints), dtype=bool)
+        """Whether an image has anything to compare."""
+        half = _SIDE // 2
+        self._coarse = np.empty((len(prints), 2 * half * (half - 1)), dtype=np.float16)
+        for start in range(0, len(prints), _VERIFIED_AT_ONCE):
+            block = self._thumbnails[start:start + _VERIFIED_AT_ONCE].astype(np.float32)
+            self.sharp[start:start + len(block)] = np.mean(_gradients(block) ** 2, axis=1) >= _MIN_CONTRAST**2
+            self._coarse[start:start + len(block)] = _unit(_gradients(block.reshape(-1, half, 2, half, 2).mean((2, 4))))
+
+    def alike(self, rows: NDArray[np.int64], block: NDArray[np.int64],
+              others: NDArray[np.int64]) -> Iterator[tuple[int, int, float]]:
+        """(row, other, correlation) of the pairs (block[row], other) that half as fine a look does not rule out."""
+        coarse = np.einsum("ij,ij->i", self._coarse[block[rows]].astype(np.float32), self._coarse[others])
+        rows, others = rows[coarse > _MIN_COARSE], others[coarse > _MIN_COARSE]
+        fine = np.einsum("ij,ij->i", self._fine(block[rows]), self._fine(others))
+        return zip(rows.tolist(), others.tolist(), fine.tolist(), strict=True)
+
+    def _fine(self, which: NDArray[np.int64]) -> NDArray[np.float32]:
+        return _unit(_gradients(self._thumbnails[which].astype(np.float32)))
+
+
+def _gradients(images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Horizontal and vertical differences of neighbours: [N, S, S] to [N, 2 * S * (S - 1)]."""
+    size = images.shape[1] * (images.shape[1] - 1)
+    right = (images[:, :, 1:] - images[:, :, :-1]).reshape(len(images), size)
+    down = (images[:, 1:] - images[:, :-1]).reshape(len(images), size)
     return np.concatenate([right, down], axis=1)
 
 
-def _gradients(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Differences at length one: their inner product is the correlation."""
-    differences = _differences(thumbnails)
-    differences /= np.sqrt(np.einsum("ij,ij->i", differences, differences))[:, np.newaxis]
-    return differences
-
-
-def _contrast(thumbnails: NDArray[np.uint8]) -> NDArray[np.float64]:
-    result = np.empty(len(thumbnails))
-    for start in range(0, len(thumbnails), _VERIFIED_AT_ONCE):
-        block = _differences(thumbnails[start:start + _VERIFIED_AT_ONCE])
-        result[start:start + _VERIFIED_AT_ONCE] = np.sqrt(np.mean(block * block, axis=1))
-    return result
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """At length one, so that inner products are correlations; zeros stay zeros."""
+    length: NDArray[np.float32] = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    length[length < 1e-6] = 1
+    return vectors / length[:, np.newaxis]
 
 
 def _pack(bits: NDArray[np.bool_]) -> int:

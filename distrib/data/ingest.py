@@ -98,6 +98,46 @@ def ingest(raw: bytes, name: str, options: IngestOptions) -> Canonical:
         raise ImageError(f"{name} does not fit into memory", "it was not used", "make the image smaller") from error
 
 
+def decode_canonical(raw: bytes, name: str) -> tuple[Literal["jpg", "png"], Pixels]:
+    """(kind, pixels [H, W, 1 or 3]) of an image that others encoded and that goes into training as it is.
+
+    Raises ImageError for a broken image and for one that `distrib.data.decode` would show otherwise than
+    `ingest` would: turned by EXIF, CMYK, transparent, animated, of 16 bits.
+    """
+    try:
+        return _decode_canonical(raw)
+    except _RefusedError as error:
+        remedy = error.remedy or "have `distrib prepare` read the original images, or leave it out"
+        raise ImageError(f"{name} {error.reason}", "it was not used", remedy) from error
+
+
+def _decode_canonical(raw: bytes) -> tuple[Literal["jpg", "png"], Pixels]:
+    if raw.startswith(b"\xff\xd8"):
+        mode, orientation = _read_jpeg_header(raw)
+        height, width = _jpeg_size(raw)
+        _check_size(width, height)
+        _check_side(width, height)
+        if mode not in ("L", "RGB"):
+            raise _RefusedError(f"is a JPEG of colour mode {mode}, not RGB or grey")
+        if orientation != 1:
+            raise _RefusedError(f"lies on its side: its EXIF orientation is {orientation}")
+        return "jpg", _decode_jpeg(raw, "GRAY" if mode == "L" else "RGB")
+    if not raw.startswith(b"\x89PNG\r\n\x1a\n"):
+        raise _RefusedError(f"is neither JPEG nor PNG: it begins with {raw[:8]!r}")
+    if raw[24:25] == b"\x10":
+        raise _RefusedError("is a PNG of 16 bits a channel")
+    with _pillow_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with _open(raw) as image:
+            if image.has_transparency_data:
+                raise _RefusedError("is transparent in places")
+    pixels, orientation = _decode_with_pillow(raw)
+    if orientation != 1:
+        raise _RefusedError(f"lies on its side: its EXIF orientation is {orientation}")
+    _check_side(pixels.shape[1], pixels.shape[0])
+    return "png", pixels
+
+
 def _ingest(raw: bytes, options: IngestOptions) -> Canonical:
     if not raw:
         raise _RefusedError("is empty (0 bytes)")
