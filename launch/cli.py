@@ -1,0 +1,123 @@
+"""``launch``: start one command as many ranks. Heavy things are imported when a verb needs them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from distrib.errors import ConfigError, DistribError
+
+if TYPE_CHECKING:
+    from launch.plan import Plan
+
+app = typer.Typer(
+    name="launch", help="Start one command as many ranks, each on its own cores.", rich_markup_mode=None,
+    pretty_exceptions_enable=False, add_completion=False,
+)
+
+ClusterFile = Annotated[Path, typer.Argument(metavar="CLUSTER.yaml", help="The cluster file.")]
+Command = Annotated[list[str], typer.Argument(metavar="-- COMMAND ...", help="Program and arguments of every rank.")]
+Nodes = Annotated[int | None, typer.Option(min=1, help="Number of machines; the local launcher has one.")]
+Ranks = Annotated[int | None, typer.Option(min=1, help="Number of ranks in all, instead of ranks_per_node.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the file.")]
+Logs = Annotated[Path | None, typer.Option(
+    metavar="DIR", help="Keep the output of ranks 1 and up here. [default: a temporary folder, kept on failure]")]
+AllOutput = Annotated[bool, typer.Option(
+    "--all-output", help="Show the output of ranks 1 and up on stderr too, each line with its rank.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.callback()
+def _verbs() -> None:
+    pass
+
+
+@app.command()
+def run(
+    cluster: ClusterFile,
+    command: Command,
+    nodes: Nodes = None,
+    ranks: Ranks = None,
+    override: Set = None,
+    logs: Logs = None,
+    all_output: AllOutput = False,
+) -> int:
+    """Run COMMAND as ranks and wait for its end.
+
+    Rank 0's output is shown as it is. The exit code is 0, or that of the first rank that failed. Ctrl-C and SIGTERM
+    are passed on, so that ranks can save; a second Ctrl-C kills them.
+    """
+    plan = _plan(cluster, command, nodes, ranks, override)
+    from importlib import import_module
+
+    from launch.cluster import LAUNCHERS
+    from launch.local import Options
+
+    module, _, attribute = LAUNCHERS[plan.cluster.launcher].partition(":")
+    start: Callable[[Plan, Options], int] = getattr(import_module(module), attribute)
+    return start(plan, Options(logs, all_output))
+
+
+@app.command()
+def plan(
+    cluster: ClusterFile,
+    command: Command,
+    nodes: Nodes = None,
+    ranks: Ranks = None,
+    override: Set = None,
+    as_json: AsJson = False,
+) -> int:
+    """Show what `launch run` would start, where and with which environment; start nothing."""
+    made = _plan(cluster, command, nodes, ranks, override)
+    if as_json:
+        import json
+
+        print(json.dumps(made.to_json(), indent=2))
+    else:
+        from launch.show import show_plan
+
+        show_plan(made)
+    return 0
+
+
+def _plan(cluster: Path, command: Sequence[str], nodes: int | None, ranks: int | None,
+          overrides: Sequence[str] | None) -> Plan:
+    import socket
+
+    from launch.cluster import load_cluster
+    from launch.plan import build_plan
+    from launch.topology import read_topology
+
+    wishes = load_cluster(cluster, overrides or ())
+    return build_plan(wishes, read_topology(), command, host=socket.gethostname(), num_nodes=nodes, num_ranks=ranks)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code; whatever is wrong with the input is one line on stderr."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if words and words[0] in ("run", "plan") and not {"--", "--help"} & set(words):
+            # Without it, the command's own options would be taken for the launcher's.
+            raise ConfigError(f"launch {words[0]} has no `--` before the command", "nothing was started",
+                              f"write: launch {words[0]} CLUSTER.yaml -- COMMAND")
+        code = app(words, prog_name="launch", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except DistribError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except typer.TyperException as error:  # a wrong option or argument
+        message = " ".join(error.format_message().split())
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "launch"
+        print(f"error: {message}{'' if message[-1:] in '.?' else '.'} See `{path} --help`.", file=sys.stderr)
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,304 @@
+"""Start a plan's ranks on this machine, watch them, and leave no process behind.
+
+Each rank leads a session of its own, and this process adopts whatever they orphan (PR_SET_CHILD_SUBREAPER). So the
+end is certain: it is reached when this process has no child left. Dead ranks are not reaped before, so that their
+process group's number can not come to mean somebody else. If this process itself is killed with -9, the kernel kills
+the ranks (rank.py) and the guard kills their groups (guard.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import random
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from distrib.errors import WorldError
+from launch.output import Output
+from launch.plan import Plan, wrapped
+from launch.report import Ending, first_failure, signal_name, tell_failure, tell_stop
+
+SETTLE_S = 3.0
+"""After one rank failed, the others have so long to fail by themselves, with their own messages."""
+REPEAT_S = 0.1
+"""A signal that comes again within this time is the same one, through a terminal and through a wrapper."""
+UNKILLABLE_S = 10.0
+"""Wait so long for killed processes; one that hangs in the kernel, as on a dead file server, may never go."""
+PR_SET_CHILD_SUBREAPER = 36
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How one launch is to be run."""
+
+    logs: Path | None = None
+    """Folder for the output of ranks 1 and up; None: a temporary one, kept if something fails."""
+    all_output: bool = False
+    """Also pass their output on to stderr, each line with its rank before it."""
+
+
+def run_plan(plan: Plan, options: Options) -> int:
+    """Run a plan to its end and return the exit code: 0, the first failing rank's, or 128 and a signal's number.
+
+    Raises WorldError if a rank can not be started, StorageError if its log can not; then all are ended.
+    """
+    threads = sorted({rank.place.threads for rank in plan.ranks})
+    each = f"{threads[0]}" if len(threads) == 1 else f"{threads[0]} to {threads[-1]}"
+    say(f"{plan.cluster.name}: ranks: {len(plan.ranks)}, threads of each: {each}, malloc: {plan.allocator.remark}")
+    for warning in plan.warnings:
+        say(warning)
+    plan = plan.with_port(free_port())
+    base = {name: value for name, value in os.environ.items() if name not in plan.removed}
+    with Output(options.logs, len(plan.ranks), options.all_output) as output, _signals() as inbox, _guard() as guard:
+        watch = _Watch(plan, output, inbox, guard)
+        try:
+            for rank in plan.ranks:
+                watch.start(wrapped(plan, rank, os.getpid()), {**base, **rank.environment}, rank.rank)
+            return watch.until_end()
+        finally:
+            watch.kill_all()
+
+
+def free_port() -> int:
+    """A TCP port of loopback that is free now, from below those that the kernel gives to outgoing connections."""
+    for port in (*random.sample(range(20000, 32000), 20), 0):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    raise WorldError("no TCP port of 127.0.0.1 is free", "nothing was started", "end some other programs")
+
+
+def say(text: str) -> None:
+    """One line on stderr, under the launcher's name."""
+    print(f"launch: {text}", file=sys.stderr, flush=True)
+
+
+class _Watch:
+    """The ranks of one launch, from the first start to the last end."""
+
+    def __init__(self, plan: Plan, output: Output, inbox: int, guard: subprocess.Popen[bytes]) -> None:
+        self._plan, self._output, self._inbox, self._guard = plan, output, inbox, guard
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._endings: dict[int, Ending] = {}
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(inbox, selectors.EVENT_READ)
+        self._stop = 0  # the signal that asked this launch to stop
+        self._stopped_at = 0.0
+        self._signalled = False  # whether ranks were sent anything; what ends afterwards did not fail by itself
+        self._term_at = self._kill_at = self._leave_at = float("inf")
+        self._told = False
+
+    def start(self, argv: list[str], environment: dict[str, str], rank: int) -> None:
+        try:
+            process = self._output.start(argv, environment, rank, self._selector)
+        except OSError as error:
+            raise WorldError(f"rank {rank} could not be started: {error.strerror}", "all ranks were ended",
+                             "check the limits of processes and open files (ulimit -a), and the log folder") from error
+        self._processes[rank] = process
+        assert self._guard.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._guard.stdin.write(f"{process.pid}\n".encode())
+            self._guard.stdin.flush()
+
+    def until_end(self) -> int:
+        while True:
+            self._collect()
+            running = len(self._endings) < len(self._processes)
+            if not running and not self._adopted():
+                break
+            now = time.monotonic()
+            if now >= self._leave_at:
+                say("some processes can not be killed: they hang in the kernel, perhaps on a file server that is gone")
+                break
+            self._advance(now, running)
+            self._wait(min(self._term_at, self._kill_at, self._leave_at) - time.monotonic())
+        self._output.drain(self._selector)
+        endings = list(self._endings.values())
+        self._tell_failure()
+        if self._stop:
+            self._tell(tell_stop(endings, self._stop, self._output.folder))
+            return 128 + self._stop
+        first = first_failure(endings)
+        return first.status if first else 0
+
+    def kill_all(self) -> None:
+        """End what still lives, at once, and reap everything."""
+        self._send(signal.SIGKILL)
+        deadline = time.monotonic() + UNKILLABLE_S
+        while self._adopted() and time.monotonic() < deadline:
+            self._send(signal.SIGKILL)
+            time.sleep(0.01)
+        for process in self._processes.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+        self._selector.close()
+
+    def _advance(self, now: float, running: bool) -> None:
+        """Send what is due: SIGTERM some time after a failure, or to what finished ranks left; then SIGKILL."""
+        failed = any(ending.code for ending in self._endings.values())
+        if not self._signalled:
+            if failed:
+                self._term_at = min(self._term_at, now + SETTLE_S)
+            if not running:
+                self._term_at = now
+            if now >= self._term_at:
+                if failed:
+                    self._tell_failure()
+                self._send(signal.SIGTERM)
+                self._kill_at = now + self._plan.cluster.grace_s
+        if self._signalled:
+            self._term_at = float("inf")
+        if now >= self._kill_at:
+            late = [rank for rank in self._processes if rank not in self._endings]
+            if late and self._stop:
+                say(f"{len(late)} of {len(self._processes)} ranks did not end within "
+                    f"{self._plan.cluster.stop_grace_s:g} s and are killed")
+            self._kill(now)
+
+    def _kill(self, now: float) -> None:
+        self._send(signal.SIGKILL)
+        self._kill_at = float("inf")
+        self._leave_at = min(self._leave_at, now + UNKILLABLE_S)
+
+    def _wait(self, timeout_s: float) -> None:
+        timeout = None if timeout_s == float("inf") else max(0.0, timeout_s)
+        for key, _ in self._selector.select(timeout):
+            if key.fd != self._inbox:
+                self._output.pump(key.fd, self._selector)
+                continue
+            for number in os.read(self._inbox, 4096):
+                if number in STOPS:
+                    self._asked_to_stop(number)
+                elif number == signal.SIGCHLD:
+                    self._adopted()  # reaps
+
+    def _asked_to_stop(self, number: int) -> None:
+        now = time.monotonic()
+        if self._signalled:  # the second Ctrl-C, or one after a failure: no more waiting
+            if now - self._stopped_at > REPEAT_S:
+                say("killing all ranks")
+                self._kill(now)
+            return
+        self._stop, self._stopped_at = number, now
+        # Trainers save on SIGTERM; few know SIGHUP, which says that the terminal is gone.
+        self._send(signal.SIGTERM if number == signal.SIGHUP else number)
+        self._kill_at = now + self._plan.cluster.stop_grace_s
+        say(f"{signal_name(number)}: passed on; ranks have {self._plan.cluster.stop_grace_s:g} s to save and end"
+            + (" (Ctrl-C again kills them)" if number == signal.SIGINT else ""))
+
+    def _collect(self) -> None:
+        """Note which ranks have ended, without reaping them."""
+        for rank, process in self._processes.items():
+            if rank in self._endings:
+                continue
+            seen = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if seen is None:
+                continue
+            code = seen.si_status if seen.si_code == os.CLD_EXITED else -seen.si_status
+            error, wrote_at = self._output.error_of(rank)
+            self._endings[rank] = Ending(rank, code, wrote_at or time.time(), not self._signalled, error)
+
+    def _send(self, number: int) -> None:
+        self._signalled = True
+        groups = {process.pid for process in self._processes.values() if process.returncode is None}
+        for group in groups:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(group, number)
+        for pid in self._adopted():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if os.getpgid(pid) not in groups:
+                    os.kill(pid, number)
+
+    def _adopted(self) -> list[int]:
+        """Processes that ranks left behind and that live; those that ended are reaped."""
+        mine = {self._guard.pid, *(process.pid for process in self._processes.values())}
+        living = []
+        for pid, state in _children():
+            if pid in mine:
+                continue
+            if state == "Z":
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
+            else:
+                living.append(pid)
+        return living
+
+    def _tell_failure(self) -> None:
+        if self._told:
+            return
+        self._told = True
+        self._output.drain(self._selector)
+        endings = [
+            Ending(e.rank, e.code, e.when, e.unasked, e.error, self._output.tail_of(e.rank))
+            for e in self._endings.values()
+        ]
+        self._tell(tell_failure(endings, self._output.folder))
+
+    def _tell(self, lines: list[str]) -> None:
+        if lines:
+            self._output.keep()
+        for line in lines:
+            print(line, file=sys.stderr, flush=True)
+
+
+def _children() -> Iterator[tuple[int, str]]:
+    """(pid, state) of the direct children of this process."""
+    me = str(os.getpid())
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                stat = Path(entry.path, "stat").read_text(errors="replace")
+                state, parent = stat[stat.rindex(")") + 2:].split(" ", 2)[:2]
+                if parent == me:
+                    yield int(entry.name), state
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[int]:
+    """A file descriptor from which the numbers of arriving signals are read, a byte each."""
+    def ignore(number: int, frame: FrameType | None) -> None:
+        """Only wakes the selector."""
+
+    read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    before = {}
+    wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    for number in (*STOPS, signal.SIGCHLD):
+        # What the shell has us ignore (nohup, a job in the background) stays ignored.
+        if number == signal.SIGCHLD or signal.getsignal(number) != signal.SIG_IGN:
+            before[number] = signal.signal(number, ignore)
+    try:
+        yield read
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
+        os.close(read)
+        os.close(write)
+
+
+@contextlib.contextmanager
+def _guard() -> Iterator[subprocess.Popen[bytes]]:
+    """The guard process, and this process as the one that adopts orphans."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    guard = subprocess.Popen([sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py"))],
+                             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield guard
+    finally:
+        guard.kill()  # not by closing its pipe: that would have it kill the groups, whose numbers may be reused
+        guard.wait()
+        assert guard.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            guard.stdin.close()
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)

@@ -1,0 +1,162 @@
+"""Where the ranks' output goes: rank 0's straight to the launcher's own streams, the others' into log files."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import TracebackType
+
+from distrib.errors import storage_errors
+
+MAX_LINE_BYTES = 1 << 16
+TAIL_LINES = 12
+
+
+class Output:
+    """The log folder and the relayed pipes of one launch. A context manager; local.
+
+    ``folder`` None: a temporary folder, removed at the end unless `keep` was called. With ``relay`` the output of
+    ranks 1 and up also goes to stderr, each line with its rank before it.
+    """
+
+    def __init__(self, folder: Path | None, num_ranks: int, relay: bool) -> None:
+        self._relay = relay
+        self._temporary = folder is None
+        self._open: dict[int, _Pipe] = {}
+        self._starts: dict[int, int] = {}
+        with storage_errors("the folder for the ranks' output could not be made", "nothing was started"):
+            self._errors = Path(tempfile.mkdtemp(prefix="launch-errors-"))
+            if folder:
+                folder.mkdir(parents=True, exist_ok=True)
+            elif num_ranks > 1:
+                folder = Path(tempfile.mkdtemp(prefix="launch-"))
+        self.folder = folder
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        for fd in list(self._open):
+            self._close(fd)
+        shutil.rmtree(self._errors, ignore_errors=True)
+        if self._temporary and self.folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def keep(self) -> None:
+        """Leave the temporary folder where it is."""
+        self._temporary = False
+
+    def error_file(self, rank: int) -> Path:
+        """Where a rank may leave its error, as JSON (torch's convention)."""
+        return self._errors / f"rank-{rank}.json"
+
+    def start(self, argv: list[str], environment: dict[str, str], rank: int,
+              selector: selectors.BaseSelector) -> subprocess.Popen[bytes]:
+        """Start a rank in a session of its own, with its streams connected. Raises OSError."""
+        environment = {**environment, "TORCHELASTIC_ERROR_FILE": str(self.error_file(rank))}
+        if rank == 0:
+            return subprocess.Popen(argv, env=environment, start_new_session=True)
+        assert self.folder is not None
+        fds, reads = [], []
+        try:
+            for name in ("out", "err"):
+                log = os.open(self.folder / f"rank-{rank}.{name}",
+                              os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+                fds.append(log)
+                if name == "err":
+                    self._starts[rank] = os.fstat(log).st_size
+                if self._relay:
+                    read, write = os.pipe2(os.O_CLOEXEC)
+                    fds[-1] = write
+                    self._open[read] = _Pipe(log, f"[rank {rank}] ".encode())
+                    reads.append(read)
+            process = subprocess.Popen(argv, env=environment, start_new_session=True, stdin=subprocess.DEVNULL,
+                                       stdout=fds[0], stderr=fds[1])
+        finally:
+            for fd in fds:
+                os.close(fd)
+        for read in reads:
+            os.set_blocking(read, False)
+            selector.register(read, selectors.EVENT_READ, self)
+        return process
+
+    def pump(self, fd: int, selector: selectors.BaseSelector) -> bool:
+        """Pass on what a pipe holds, and return whether there may be more."""
+        try:
+            chunk = os.read(fd, MAX_LINE_BYTES)
+        except BlockingIOError:
+            return False
+        if not chunk:
+            selector.unregister(fd)
+            self._close(fd)
+            return False
+        pipe = self._open[fd]
+        _write(pipe.log, chunk)
+        *lines, pipe.rest = (pipe.rest + chunk).split(b"\n")
+        if len(pipe.rest) > MAX_LINE_BYTES:
+            lines, pipe.rest = [*lines, pipe.rest], b""
+        _write(2, b"".join(pipe.prefix + line + b"\n" for line in lines))
+        return True
+
+    def drain(self, selector: selectors.BaseSelector) -> None:
+        """Pass on what is left in the pipes, without waiting for more."""
+        for fd in list(self._open):
+            while self.pump(fd, selector):
+                pass
+
+    def error_of(self, rank: int) -> tuple[str, float | None]:
+        """The message that a rank left, and when; or nothing."""
+        path = self.error_file(rank)
+        try:
+            when = path.stat().st_mtime
+            message = json.loads(path.read_bytes()[:MAX_LINE_BYTES])["message"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return "", None
+        text = message.get("message", "") if isinstance(message, dict) else message
+        return "".join(c if c.isprintable() else " " for c in str(text)).strip(), when
+
+    def tail_of(self, rank: int) -> tuple[str, ...]:
+        """The last lines that a rank wrote to stderr in this launch; none for rank 0."""
+        if rank == 0 or self.folder is None:
+            return ()
+        try:
+            with (self.folder / f"rank-{rank}.err").open("rb") as file:
+                end = file.seek(0, os.SEEK_END)
+                file.seek(max(self._starts.get(rank, 0), end - MAX_LINE_BYTES // 4))
+                text = file.read().decode(errors="replace")
+        except OSError:
+            return ()
+        lines = ["".join(c if c.isprintable() else " " for c in line).rstrip() for line in text.splitlines()]
+        return tuple([line for line in lines if line][-TAIL_LINES:])
+
+    def _close(self, fd: int) -> None:
+        pipe = self._open.pop(fd)
+        if pipe.rest:
+            _write(2, pipe.prefix + pipe.rest + b"\n")
+        os.close(pipe.log)
+        os.close(fd)
+
+
+class _Pipe:
+    """The reading end of one stream of one rank."""
+
+    def __init__(self, log: int, prefix: bytes) -> None:
+        self.log, self.prefix, self.rest = log, prefix, b""
+
+
+def _write(fd: int, content: bytes) -> None:
+    """Write all; output that nobody can take is no reason to end a training."""
+    try:
+        if fd == 2:
+            sys.stderr.flush()
+        while content:
+            content = content[os.write(fd, content):]
+    except OSError:
+        return
