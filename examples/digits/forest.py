@@ -98,12 +98,12 @@ def _holes(ink: Features) -> Features:
     return np.array([len(inside), stats[largest, cv2.CC_STAT_AREA] / _SIDE**2, x / _SIDE, y / _SIDE], np.float32)
 
 
-def forest_accuracy(train: Sequence[Path], train_labels: Sequence[str], test: Sequence[Path],
-                    test_labels: Sequence[str], *, seed: int = 0, jobs: int | None = None) -> float:
-    """Accuracy on ``test`` of a random forest of 500 trees that learned from ``train``."""
+def forest_predictions(train: Sequence[Path], train_labels: Sequence[str], test: Sequence[Path], *, seed: int = 0,
+                       jobs: int | None = None) -> list[str]:
+    """Labels for ``test`` by a random forest of 500 trees that learned from ``train``."""
     forest = RandomForestClassifier(500, n_jobs=jobs, random_state=seed)
     forest.fit(feature_table(train), np.asarray(train_labels))
-    return float(forest.score(feature_table(test), np.asarray(test_labels)))
+    return [str(label) for label in forest.predict(feature_table(test))]
 
 
 def feature_table(paths: Sequence[Path]) -> Features:
