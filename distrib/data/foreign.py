@@ -54,7 +54,6 @@ def scan_shard(path: Path) -> list[ForeignSample]:
             file.seek(0)
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
-                    tar.members = []  # it would keep all it has seen
                     match = _MEMBER.fullmatch(member.name)
                     if not member.isreg() or member.issparse() or not match or _META.match(member.name):
                         continue
@@ -69,7 +68,7 @@ def scan_shard(path: Path) -> list[ForeignSample]:
                         raise ShardError(f"shard {path} has {member.name!r} twice (byte {member.offset})",
                                          "nobody knows which one counts", "write the shard anew")
                     samples[-1].members[extension] = (member.offset_data, member.size)
-                end: int = tar.offset  # type: ignore[attr-defined]
+                end = tar.offset
             file.seek(end)
             mark = file.read(_BLOCK)
     except tarfile.TarError as error:
