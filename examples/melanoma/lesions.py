@@ -115,12 +115,12 @@ def write_isic2020(folder: Path, num_images: int = ISIC_IMAGES, seed: int = 0, *
                 lesion, view = last_benign[0], last_benign[1] + 1
             if not melanoma:
                 last_benign = (lesion, view)
-            other = random_state(_ISIC, seed, lesion, 5).random()  # of a lesion, so all its pictures agree
+            of_lesion = random_state(_ISIC, seed, lesion, 5)  # so that all pictures of a lesion agree
+            other, site = of_lesion.random(), _ISIC_SITES[int(of_lesion.integers(len(_ISIC_SITES)))]
             diagnosis = "melanoma" if melanoma else ("seborrheic keratosis" if other < 0.005 else
                                                      "nevus" if other < 0.165 else "unknown")
             drawn_as = "mel" if melanoma else "bkl" if other < 0.005 or other > 0.92 else "nv"
             name = f"ISIC_{names[image]:07d}"
-            site = _ISIC_SITES[int(random_state(_ISIC, seed, lesion, 6).integers(len(_ISIC_SITES)))]
             rows.append((name, f"IP_{patients[patient]:07d}", sex, age, site, diagnosis,
                          "malignant" if melanoma else "benign", str(int(melanoma))))
             draw = partial(draw_lesion, (_ISIC, seed, lesion), drawn_as, view=view, skin_key=(_ISIC, seed, patient, 7),
@@ -173,6 +173,7 @@ def _apportion(shares: dict[str, float], total: int) -> dict[str, int]:
 
 def _spread(rng: np.random.Generator, total: int, parts: int, *, most: int, uneven: bool = False) -> list[int]:
     """Split ``total`` into ``parts`` numbers between 1 and ``most`` at random, ``uneven``: with a long tail."""
+    assert parts <= total <= parts * most
     counts = np.ones(parts, np.int64)
     weight = rng.gamma(1.2, size=parts) if uneven else np.ones(parts)
     while (left := total - int(counts.sum())) > 0:
