@@ -37,17 +37,17 @@ def choose_allocator(wish: str, environment: Mapping[str, str], root: Path = Pat
     if wish == "system":
         return Allocator("system", None, "the system's")
     preloaded = re.split(r"[ :]+", environment.get("LD_PRELOAD", ""))
-    for name, (libraries, remedy) in LIBRARIES.items():
-        already = next((path for path in preloaded if Path(path).name.startswith(f"lib{name}")), None)
-        if already and wish in ("auto", name):
+    for name in LIBRARIES:
+        if wish in ("auto", name) and any(Path(path).name.startswith(f"lib{name}") for path in preloaded):
             return Allocator(name, None, f"{name}, which LD_PRELOAD names already")
+    for name, (libraries, remedy) in LIBRARIES.items():
         if wish == name or (wish == "auto" and name == "tcmalloc"):
             library = find_library(libraries, environment, root)
             if library:
                 return Allocator(name, library, f"{name} ({library})")
             if wish == name:
                 raise MissingPartError(f"allocator: {name} is wished, but {' or '.join(libraries)} is not installed",
-                                       "nothing was started", f"{remedy}, or write allocator: auto")
+                                       "nothing was started", f"run {remedy}, or write allocator: auto")
     remedy = LIBRARIES["tcmalloc"][1]
     return Allocator("system", None, f"the system's, as no tcmalloc is installed (faster: {remedy})")
 

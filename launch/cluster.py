@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from distrib.documents import Section, apply_overrides, read_yaml, validate
 
@@ -35,17 +35,24 @@ def _printable(text: str) -> str:
     return text
 
 
+def _no_truth(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("write in quotes what the variable should hold")  # is it 1, true or True?
+    return value
+
+
 def _environment(values: dict[str, str | int | float]) -> dict[str, str | int | float]:
     for name, value in values.items():
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise ValueError(f"{name!r} is no name of an environment variable")
         if name in OWN_NAMES:
-            raise ValueError(f"{name} is set by the launcher for each rank")
-        if isinstance(value, bool):
-            raise ValueError(f"{name} is true or false; write the text that the variable should hold, in quotes")
+            raise ValueError(f"the launcher itself sets {name}, for each rank")
         if "\0" in str(value):
             raise ValueError(f"{name} holds a zero byte")
     return values
+
+
+Value = Annotated[str | int | float, BeforeValidator(_no_truth)]
 
 
 class Cluster(Section):
@@ -61,7 +68,7 @@ class Cluster(Section):
     """Threads a rank computes with (OMP_NUM_THREADS); by default as many as it has physical cores."""
     allocator: Literal["auto", "tcmalloc", "jemalloc", "system"] = "auto"
     """The malloc of the ranks. auto: tcmalloc where it is installed, else the system's."""
-    env: Annotated[dict[str, str | int | float], AfterValidator(_environment)] = Field(default_factory=dict)
+    env: Annotated[dict[str, Value], AfterValidator(_environment)] = Field(default_factory=dict)
     """Environment of every rank, over what the launcher and the shell set."""
     grace_s: Annotated[float, Field(ge=0, le=3600)] = 10.0
     """Seconds between SIGTERM and SIGKILL for the other ranks, when one has failed."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from launch.topology import Core, Topology, format_list
 
-WITHIN_NODE = 0.75
+WITHIN_NODE = 0.85
 """Ranks are kept inside NUMA nodes if the smallest then has at least this part of an even share of cores."""
 
 
@@ -74,7 +74,8 @@ def place(topology: Topology, num_ranks: int, threads_per_rank: int | None = Non
         if budget < num_ranks:
             warnings.append(f"{num_ranks} ranks share {topology.quota:g} CPUs (the quota of this container or job)")
     if threads_per_rank:
-        crowded = sum(threads_per_rank > min(len(share), budget) for share in shares)
+        by_quota = math.inf if topology.quota is None else max(1.0, topology.quota / num_ranks)
+        crowded = sum(threads_per_rank > min(len(share), by_quota) for share in shares)
         if crowded:
             warnings.append(f"threads_per_rank is {threads_per_rank}, more than {crowded} of {num_ranks} ranks "
                             "have hardware threads or quota for")
