@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from distrib.errors import DistribError
+from distrib.entry import run_app, tell
 
 app = typer.Typer(
     name="distrib", help="Train image classifiers on clusters of CPUs.", no_args_is_help=True, add_completion=False,
@@ -26,15 +23,52 @@ def group() -> None:
     """Train image classifiers on clusters of CPUs."""
 
 
-def tell(text: str) -> None:
-    """One line for the user, on stderr."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def answer(result: Any, as_json: bool) -> None:
     """The result on stdout, where it was asked for as JSON."""
     if as_json:
         print(json.dumps(result, allow_nan=False), flush=True)
+
+
+@app.command()
+def prepare(
+    source: Annotated[Path, typer.Argument(help="A folder of class folders, or of images with --labels.")],
+    out: Annotated[Path, typer.Option(help="The dataset's folder; must not exist yet.")],
+    labels: Annotated[Path | None, typer.Option(help="A CSV that names images and labels.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column of the image's name.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
+    group_column: Annotated[str | None, typer.Option(help="Column of what no two splits may share: a patient.")] = None,
+    split: Annotated[str | None, typer.Option(help="Parts for train/val/test [0.8/0.1/0.1].")] = None,
+    split_column: Annotated[str | None, typer.Option(help="Column that says train, val or test.")] = None,
+    resize: Annotated[int | None, typer.Option(help="Shrink the shorter side to this many pixels.")] = None,
+    image_format: Annotated[str, typer.Option("--format", help="jpg, or png (lossless).")] = "jpg",
+    quality: Annotated[int, typer.Option(help="JPEG quality of images that must be encoded anew.")] = 95,
+    seed: Annotated[int, typer.Option(help="Seed of the split and of the order in the shards.")] = 0,
+    on_bad: Annotated[str, typer.Option(help="Images that can not be used: refuse, or skip and record.")] = "refuse",
+    shard_samples: Annotated[int, typer.Option(help="Most samples in a shard.")] = 1000,
+    shard_mb: Annotated[float, typer.Option(help="Most megabytes in a shard.")] = 64.0,
+    workers: Annotated[int | None, typer.Option(help="Processes that decode [all cores].")] = None,
+    as_json: Json = False,
+) -> None:
+    """Decode, check, split and pack images into a dataset of shards."""
+    from distrib.data.prepare import run_prepare
+
+    answer(run_prepare(
+        source, out, labels=labels, image_column=image_column, label_column=label_column, group_column=group_column,
+        split_column=split_column, split=split, resize=resize, image_format=image_format, quality=quality, seed=seed,
+        on_bad=on_bad, shard_samples=shard_samples, shard_mb=shard_mb, workers=workers,
+    ), as_json)
+
+
+@app.command()
+def inspect(
+    dataset: Annotated[Path, typer.Argument(help="A dataset's folder.")],
+    verify: Annotated[bool, typer.Option(help="Read every shard and check all digests.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Show a dataset's classes by split, and verify every byte of it."""
+    from distrib.data.inspect import run_inspect
+
+    answer(run_inspect(dataset, verify=verify), as_json)
 
 
 @app.command()
@@ -59,16 +93,72 @@ def train(
         raise typer.Exit(128 + result["signal"])
 
 
+@app.command()
+def evaluate(
+    target: Annotated[Path, typer.Argument(metavar="RUN_OR_BUNDLE", help="A run's folder, or a bundle.")],
+    data: Annotated[Path | None, typer.Option(help="Another dataset than the experiment's.")] = None,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    runtime: Annotated[str | None, typer.Option(help="Of a bundle: openvino, onnx or torch.")] = None,
+    bootstrap: Annotated[int | None, typer.Option(help="Resamples for the intervals; 0 leaves them out.")] = None,
+    predictions: Annotated[Path | None, typer.Option(help="Write a CSV of every sample's probabilities.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Judge a run's best checkpoint, or a bundle, on held-out images; over all ranks where there are several."""
+    from distrib.evaluate import run_evaluate
+    from distrib.world import read_world
+
+    world = read_world()
+    if world.size == 1:
+        report = run_evaluate(target, data=data, split=split, runtime=runtime, bootstrap=bootstrap,
+                              predictions=predictions, tell=tell)
+    else:
+        from distrib.comm.group import Group
+
+        with Group(world) as ranks:
+            report = run_evaluate(target, data=data, split=split, runtime=runtime, world=world,
+                                  sum_over_ranks=ranks.sum_over_ranks, bootstrap=bootstrap, predictions=predictions,
+                                  tell=tell if world.is_first else lambda _: None)
+    if world.is_first:
+        answer(report, as_json)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    out: Annotated[Path, typer.Option(help="The bundle's folder; must not exist yet.")],
+    formats: Annotated[str, typer.Option("--format", help="Formats, separated by commas.")] = "torch,onnx,openvino",
+    tolerance: Annotated[float, typer.Option(help="Largest difference of a probability between formats.")] = 1e-3,
+    samples: Annotated[int, typer.Option(help="Validation images that every format is checked with.")] = 64,
+    as_json: Json = False,
+) -> None:
+    """Write an inference bundle, if every format of it gives the model's own answers."""
+    from distrib.export.run import run_export
+
+    names = [name.strip() for name in formats.split(",") if name.strip()]
+    answer(run_export(run, out=out, formats=names, tolerance=tolerance, num_samples=samples, tell=tell), as_json)
+
+
+@app.command()
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
+    tta: Annotated[str, typer.Option(help="Test-time augmentation: none, hflip or flips.")] = "none",
+    runtime: Annotated[str | None, typer.Option(help="openvino, onnx or torch.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Predict the class of images, with a bundle and nothing else of the training."""
+    from distrib.predict import failure, run_predict
+
+    predictions = run_predict(bundle, images, tta=tta, runtime=runtime, tell=tell)
+    answer(predictions, as_json)
+    if not as_json:
+        for entry in predictions:
+            if entry["label"] is not None:
+                print(f"{entry['image']}: {entry['label']} ({entry['probabilities'][entry['label']]:.4f})")
+    if (error := failure(predictions)) is not None:
+        raise error
+
+
 def main() -> NoReturn:
-    """Entry point. Exit codes: see `distrib.errors`."""
-    try:
-        code = app(standalone_mode=False) or 0
-    except DistribError as error:
-        tell(f"error: {error.one_line()}")
-        code = error.exit_code
-    except typer.Exit as done:
-        code = done.exit_code
-    except (typer.Abort, KeyboardInterrupt):
-        code = 128 + signal.SIGINT
-    sys.stdout.flush()
-    sys.exit(code if isinstance(code, int) else 0)
+    """Entry point."""
+    run_app(app)

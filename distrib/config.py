@@ -68,7 +68,7 @@ class DataConfig(Section):
 
 class ModelConfig(Section):
     name: str
-    """A name of the table of models, or timm/NAME, torchvision/NAME, monai/NAME, transformers/NAME, package.module:function."""
+    """A name of the table of models, LIBRARY/NAME, or package.module:function; see `distrib.models.table`."""
     weights: Path | None = None
     """A safetensors file to start from; its head is replaced if the number of classes differs."""
     freeze: tuple[str, ...] = ()
@@ -107,6 +107,10 @@ class TrainConfig(Section):
     """Weights in the loss: balanced = inverse to the class's share of the training split; or one number a class."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Keep a moving average of the weights, and evaluate and export that."""
+    early_stopping: EarlyStoppingConfig | None = None
+    """End the run when evaluate.metric on the validation split no longer rises."""
+    ledger: bool = False
+    """Write the keys of the samples of every step and lane to the run's ledger folder."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Largest norm of the whole gradient."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -27,9 +27,9 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
+            event = self.peek_event()  # type: ignore[no-untyped-call]
             raise yaml.MarkedYAMLError(None, None, "aliases (*name) are not accepted", event.start_mark)
-        return super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -52,7 +52,7 @@ _Document = TypeVar("_Document", bound=Section)
 def parse_yaml(text: str, where: str) -> Any:
     """Parse one YAML document. ``where`` names it in the ConfigError."""
     try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain values only
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  # a SafeLoader: builds plain values only
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         at = f" line {mark.line + 1} column {mark.column + 1}" if mark else ""
@@ -89,7 +89,7 @@ def read_yaml(path: Path, kind: str) -> dict[str, Any]:
 
 def apply_overrides(document: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """A copy of ``document`` with ``a.b=value`` overrides applied; values are read as YAML."""
-    result = _copy(document)
+    result: dict[str, Any] = _copy(document)
     for override in overrides:
         name, equals, value = override.partition("=")
         keys = name.strip().split(".")

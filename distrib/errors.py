@@ -39,7 +39,9 @@ class DistribError(Exception):
     def one_line(self) -> str:
         """The parts as sentences on a single line; control characters in them are escaped."""
         parts = (part.strip().rstrip(".") for part in (self.fact, self.consequence, self.remedy))
-        sentences = ". ".join(part for part in parts if part)
+        # Sentences after the first begin with a capital; the first follows "error: ".
+        sentences = ". ".join(part[:1].upper() + part[1:] if number else part
+                              for number, part in enumerate(filter(None, parts)))
         # A file name may hold a newline or an escape sequence; the terminal must not obey it.
         return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentences) + "."
 

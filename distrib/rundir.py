@@ -44,6 +44,16 @@ class RunDir:
         return self.checkpoints / f"step-{step:09d}"
 
     @property
+    def dataset(self) -> Path:
+        """The digest of the dataset that the run was begun with."""
+        return self.root / "dataset.sha256"
+
+    @property
+    def lock(self) -> Path:
+        """Locked by rank 0 while it trains."""
+        return self.root / "lock"
+
+    @property
     def result(self) -> Path:
         """What `train --json` printed when the run finished."""
         return self.root / "result.json"

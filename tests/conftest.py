@@ -69,7 +69,7 @@ def write_dataset(folder: Path, *, train: int = 90, val: int = 30, test: int = 0
     return folder
 
 
-@pytest.fixture()
+@pytest.fixture
 def make_dataset(tmp_path: Path) -> MakeDataset:
     """Writes a dataset of generated images; takes the keyword arguments of `write_dataset`."""
     made = 0
@@ -100,7 +100,7 @@ seed: 3
 """
 
 
-@pytest.fixture()
+@pytest.fixture
 def experiment(dataset: Path, tmp_path: Path) -> Path:
     """An experiment file on `dataset`: small, with batch norm, dropout and augmentation; 8 lanes of 2 images."""
     path = tmp_path / "experiment.yaml"
@@ -111,7 +111,7 @@ def experiment(dataset: Path, tmp_path: Path) -> Path:
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
-@pytest.fixture()
+@pytest.fixture
 def start() -> Iterator[Start]:
     """Starts processes, each in a session of its own; whatever is left at the test's end is killed."""
     started: list[subprocess.Popen[str]] = []

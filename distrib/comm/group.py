@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
 from distrib.comm.table import backend_function, choose_backend
 from distrib.errors import WorldError
@@ -34,12 +35,12 @@ class Group:
         timeout = datetime.timedelta(seconds=timeout_s)
         name = backend_function(self.backend)(world)
         with self._lost_peer("meeting the other ranks"):
-            store: dist.Store = dist.HashStore() if world.size == 1 else dist.TCPStore(
+            store: Store = HashStore() if world.size == 1 else TCPStore(
                 world.master_addr, world.master_port, world.size,
                 is_master=world.is_first and not world.store_is_hosted, timeout=timeout, wait_for_workers=False,
             )
             # A launcher's own store may hold another attempt's keys.
-            store = dist.PrefixStore(f"distrib/{world.attempt}", store)
+            store = PrefixStore(f"distrib/{world.attempt}", store)
             dist.init_process_group(name, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
 
     @property

@@ -102,7 +102,7 @@ class Manifest(_Part):
     """Options that made the images what they are; `distrib.data.ingest.IngestOptions` and the split."""
     excluded: tuple[Excluded, ...] = ()
     duplicates: tuple[Duplicate, ...] = ()
-    sha256: str = Field("", exclude=True)
+    sha256: str = Field(default="", exclude=True)
     """The seal: identity of the dataset. Set when read from disk."""
 
     @model_validator(mode="after")

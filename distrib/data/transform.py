@@ -108,4 +108,5 @@ class TrainTransform:
 def _tone(gain: float, lift: float) -> NDArray[np.uint8]:
     """Table of 256 values: contrast about mid-grey, then brightness."""
     values = (np.arange(256) - 127.5) * gain + 127.5 + 255 * lift
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    table: NDArray[np.uint8] = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return table

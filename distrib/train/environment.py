@@ -60,5 +60,6 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
         return platform.processor()
-    found = dict(map(str.strip, line.partition(":")[::2]) for line in lines[:40])
+    fields = (line.partition(":") for line in lines[:40])
+    found = {name.strip(): value.strip() for name, _, value in fields}
     return " ".join(found.get(key, "") for key in ("vendor_id", "cpu family", "model", "model name")).strip()

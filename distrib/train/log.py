@@ -46,24 +46,23 @@ class RunLog:
         keep_lines_up_to(run.metrics, first_step)
         with storage_errors("the metrics could not be written", "training stopped"):
             self._metrics: TextIO = run.metrics.open("a", buffering=1, encoding="utf-8")
-            self._board = SummaryWriter(str(run.tensorboard),  # type: ignore[no-untyped-call]
-                                        purge_step=first_step + 1 if first_step else None)
+            self._board = SummaryWriter(str(run.tensorboard), purge_step=first_step + 1 if first_step else None)
         self._line = ProgressLine(first_step, total_steps)
 
     def step(self, record: Mapping[str, Any]) -> None:
         """One training step: at least ``step`` and ``loss``."""
         self._write({"event": "step", **record})
         for name in ("loss", "accuracy", "lr", "images_per_s"):
-            self._board.add_scalar(f"train/{name}", record[name], record["step"])  # type: ignore[no-untyped-call]
+            self._board.add_scalar(f"train/{name}", record[name], record["step"])
         for name in ("data_s", "compute_s", "communication_s", "rest_s"):
-            self._board.add_scalar(f"time/{name}", record[name], record["step"])  # type: ignore[no-untyped-call]
+            self._board.add_scalar(f"time/{name}", record[name], record["step"])
         self._line.show(record)
 
     def validation(self, step: int, scores: Mapping[str, Any]) -> None:
         self._write({"event": "validation", "step": step, "validation": dict(scores)})
         for name, value in scores.items():
             if isinstance(value, int | float) and not isinstance(value, bool):
-                self._board.add_scalar(f"val/{name}", value, step)  # type: ignore[no-untyped-call]
+                self._board.add_scalar(f"val/{name}", value, step)
 
     def note(self, text: str) -> None:
         """One line for the user, above the live line."""
@@ -83,7 +82,7 @@ class RunLog:
                  trace: TracebackType | None) -> None:
         self._line.end()
         self._metrics.close()
-        self._board.close()  # type: ignore[no-untyped-call]
+        self._board.close()
 
 
 class ProgressLine:

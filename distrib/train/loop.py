@@ -24,6 +24,12 @@ Validate = Callable[[Mapping[str, Tensor]], dict[str, Any]]
 """Collective: weights to scores, of which ``score`` (higher is better) decides; equal on all ranks."""
 
 
+def total_steps(experiment: Experiment, num_samples: int) -> int:
+    """Steps of a whole run over ``num_samples`` training samples."""
+    train = experiment.train
+    return train.steps or num_steps(num_samples, train.epochs, train.global_batch)
+
+
 class Witness(Protocol):
     """Sees which samples each step trained on."""
 
@@ -66,6 +72,8 @@ class Trainer:
 
     experiment: Experiment
     num_samples: int
+    """In the training split."""
+    total_steps: int
     model: nn.Module
     optimizer: torch.optim.Optimizer
     reduction: Reduction
@@ -82,11 +90,6 @@ class Trainer:
     stop_wanted: Callable[[], bool]
     witness: Witness | None = None
     _last_checkpoint: int | None = field(default=None, init=False)
-
-    @property
-    def total_steps(self) -> int:
-        train = self.experiment.train
-        return train.steps or num_steps(self.num_samples, train.epochs, train.global_batch)
 
     def run(self) -> Trained:
         """Collective. Raises DivergedError, StorageError, ShardError, WorldError."""

@@ -7,20 +7,20 @@ gradients come bucket by bucket through DDP's communication hook, so that sendin
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import GradBucket
 from torch.nn.parallel import DistributedDataParallel
 
 from distrib.comm.group import Group, Pending
 from distrib.train.exact import (
     BlockScratch,
-    Exponents,
     ExactVector,
+    Exponents,
     add_quantised,
     dequantise,
     power_of_two,
@@ -81,7 +81,7 @@ class _Bucket:
     """A DDP bucket on its way."""
 
     buffer: Tensor
-    parameters: list[nn.Parameter]
+    parameters: list[Tensor]
     integers: Tensor
     pending: Pending
 
@@ -168,7 +168,7 @@ class ExactReduction:
         # torch.maximum keeps a NaN whichever side it is on.
         self._peaks[number] = torch.maximum(self._peaks[number], peak)
 
-    def _send(self, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    def _send(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
         """DDP's hook: quantise a bucket of the last lane, join the lanes before it, start to add over ranks."""
         buffer, parameters = bucket.buffer(), bucket.parameters()
         integers = self._integers.get(bucket.index())
@@ -211,7 +211,7 @@ class FastReduction:
     def begin(self) -> None:
         self._total.zero_()
 
-    def after_lane(self, statistics: list[Tensor], last: bool) -> None:
+    def after_lane(self, statistics: list[Tensor], last: bool) -> None:  # noqa: ARG002  # DDP sends the last
         self._total[:-1] += torch.cat([tensor.detach().reshape(-1).double() for tensor in statistics])
 
     def finish(self, stop: bool) -> Sums:
@@ -231,7 +231,7 @@ class FastReduction:
 REDUCTIONS: dict[str, type[ExactReduction] | type[FastReduction]] = {"exact": ExactReduction, "fast": FastReduction}
 
 
-def _parts(parameters: list[nn.Parameter]) -> Iterator[tuple[nn.Parameter, slice]]:
+def _parts(parameters: Sequence[Tensor]) -> Iterator[tuple[Tensor, slice]]:
     """Where each parameter lies in its bucket."""
     start = 0
     for parameter in parameters:

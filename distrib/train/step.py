@@ -44,9 +44,9 @@ class LaneStep:
     """Runs steps. Lanes start from the same buffers, which end as the mean over lanes."""
 
     def __init__(self, model: nn.Module, ddp: DistributedDataParallel, reduction: Reduction, *, loss: LaneLoss,
-                 prepare: Prepare, autocast: bool, seed: int, global_batch: int) -> None:
+                 prepare: Prepare, autocast: bool, seed: int) -> None:
         self._ddp, self._reduction, self._loss, self._prepare = ddp, reduction, loss, prepare
-        self._autocast, self._seed, self._global_batch = autocast, seed, global_batch
+        self._autocast, self._seed = autocast, seed
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._statistics = averaged_buffers(model)
         self._counters = [b for b in model.buffers() if not b.is_floating_point()]
@@ -56,7 +56,7 @@ class LaneStep:
         before = [b.clone() for b in self._statistics]
         counters = [b.clone() for b in self._counters]
         compute_s = communication_s = 0.0
-        for attempt in range(_MOST_ATTEMPTS):
+        for repeats in range(_MOST_ATTEMPTS):  # noqa: B007
             start = time.perf_counter()
             self._reduction.begin()
             for number, batch in enumerate(batches):
@@ -79,7 +79,7 @@ class LaneStep:
             for buffer, mean in zip(self._statistics, statistics, strict=True):
                 buffer.copy_(mean.view_as(buffer))
             loss, accuracy = float(loss_mean), float(correct_mean) / batches[0].labels_N.size
-        return StepResult(loss, accuracy, sums.finite, sums.stop, attempt, compute_s, communication_s)
+        return StepResult(loss, accuracy, sums.finite, sums.stop, repeats, compute_s, communication_s)
 
     def _lane(self, step: int, batch: Batch, *, last: bool) -> None:
         for parameter in self._parameters:

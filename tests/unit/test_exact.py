@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from distrib.train.exact import (
     BlockScratch,
-    Exponents,
     ExactVector,
+    Exponents,
     add_quantised,
     dequantise,
     power_of_two,

