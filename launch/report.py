@@ -66,7 +66,8 @@ def tell_failure(endings: Sequence[Ending], logs: Path | None) -> list[str]:
     kept = f" (output of the other ranks: {logs})" if logs else ""
     zero = next((e for e in endings if e.rank == 0 and e.unasked and e.code > 0), None)
     if first.rank == 0:
-        told = zero is not None and bool(first.error) and first.code in EXPECTED_FAILURES
+        others = {ending.code for ending in endings if ending.unasked and ending.code}
+        told = first.code in EXPECTED_FAILURES and others == {first.code}
         return [] if told else [f"launch: rank 0 {first.how}{kept}"]
     last = first.error or (first.tail[-1].removeprefix("error: ") if first.tail else "")
     if zero is not None and zero.code == first.code and zero.error and zero.error == last:

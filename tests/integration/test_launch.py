@@ -340,6 +340,17 @@ def test_ranks_die_with_a_launcher_that_is_killed(launch: Launch, token: str) ->
     until(lambda: not marked(token), "ranks and their children die with the launcher")
 
 
+def test_ranks_die_with_a_killed_launcher_that_has_no_guard(launch: Launch, token: str) -> None:
+    process = launch.begin(STUBBORN.replace("len(sys.argv) == 2", "False"))
+    launch.until_ready()
+    guards = [pid for pid in marked(token) if b"guard.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(guards) == 1
+    os.kill(guards[0], signal.SIGKILL)
+    process.kill()
+    process.communicate(timeout=LIMIT_S)
+    until(lambda: not marked(token), "the kernel kills ranks whose launcher is gone")
+
+
 def test_commands_that_can_not_run(launch: Launch) -> None:
     script = launch.folder / "no-interpreter"
     script.write_text("echo hello\n")

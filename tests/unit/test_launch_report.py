@@ -28,6 +28,12 @@ def test_the_same_error_of_all_ranks_is_told_once_by_rank_0() -> None:
     assert tell_failure(endings, LOGS) == []
 
 
+def test_rank_0_needs_no_second_line_for_bad_input() -> None:
+    assert tell_failure([Ending(0, 2, 1.0), Ending(1, 2, 2.0), Ending(2, -15, 3.0, unasked=False)], LOGS) == []
+    assert len(tell_failure([Ending(0, 2, 1.0), Ending(1, 1, 2.0)], LOGS)) == 1
+    assert len(tell_failure([Ending(0, 1, 1.0), Ending(1, 1, 2.0)], LOGS)) == 1
+
+
 def test_the_cause_is_told_though_rank_0_told_the_consequence() -> None:
     endings = [Ending(0, 2, 2.0, error="a rank was lost."), Ending(1, 2, 1.0, error="shard 7 is damaged.")]
     assert tell_failure(endings, LOGS) == ["error: rank 1: shard 7 is damaged. (output of the other ranks: /logs)"]
