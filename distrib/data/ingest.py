@@ -25,16 +25,18 @@ from __future__ import annotations
 import io
 import threading
 import warnings
+import zlib
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
 
-from distrib.data.decode import Pixels
+from distrib.data.decode import Pixels, decode_rgb
 from distrib.errors import ImageError
 
 MAX_PIXELS = 178_956_970
@@ -45,6 +47,7 @@ MAX_SIDE = 32_766
 # Not EPS, PDF, WMF and the like: those start other programs.
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")
 _KNOWN = "JPEG, PNG, GIF, BMP, TIFF, WebP, PNM or JPEG 2000"
+_PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112
 # Pillow warns through the process-wide list of warning filters, which only one thread at a time may change.
 _pillow_lock = threading.RLock()
@@ -99,7 +102,7 @@ def ingest(raw: bytes, name: str, options: IngestOptions) -> Canonical:
 
 
 def decode_canonical(raw: bytes, name: str) -> tuple[Literal["jpg", "png"], Pixels]:
-    """(kind, pixels [H, W, 1 or 3]) of an image that others encoded and that goes into training as it is.
+    """(kind, pixels uint8 [H, W, 1 or 3]) of an image that others encoded and that goes into training as it is.
 
     Raises ImageError for a broken image and for one that `distrib.data.decode` would show otherwise than
     `ingest` would: turned by EXIF, CMYK, transparent, animated, of 16 bits.
@@ -122,20 +125,40 @@ def _decode_canonical(raw: bytes) -> tuple[Literal["jpg", "png"], Pixels]:
         if orientation != 1:
             raise _RefusedError(f"lies on its side: its EXIF orientation is {orientation}")
         return "jpg", _decode_jpeg(raw, "GRAY" if mode == "L" else "RGB")
-    if not raw.startswith(b"\x89PNG\r\n\x1a\n"):
+    if not raw.startswith(_PNG):
         raise _RefusedError(f"is neither JPEG nor PNG: it begins with {raw[:8]!r}")
+    _check_png(raw)
     if raw[24:25] == b"\x10":
         raise _RefusedError("is a PNG of 16 bits a channel")
     with _pillow_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with _open(raw) as image:
+            _check_size(*image.size)
+            _check_side(*image.size)
             if image.has_transparency_data:
                 raise _RefusedError("is transparent in places")
-    pixels, orientation = _decode_with_pillow(raw)
-    if orientation != 1:
-        raise _RefusedError(f"lies on its side: its EXIF orientation is {orientation}")
-    _check_side(pixels.shape[1], pixels.shape[0])
-    return "png", pixels
+            if getattr(image, "n_frames", 1) > 1:
+                raise _RefusedError("is animated")
+            if b"eXIf" in raw and _orientation(image) != 1:  # it decodes the image to look for EXIF at its end
+                raise _RefusedError(f"lies on its side: its EXIF orientation is {_orientation(image)}")
+    try:
+        return "png", decode_rgb(raw, "png")
+    except (ValueError, cv2.error) as error:
+        raise _RefusedError(f"is a damaged PNG: {_plain(error)}") from error
+
+
+def _check_png(raw: bytes) -> None:
+    """That every chunk matches its checksum: decoders stop looking at the last pixel, some before, some behind it."""
+    position = len(_PNG)
+    name = b""
+    while name != b"IEND":
+        length, name = int.from_bytes(raw[position:position + 4], "big"), raw[position + 4:position + 8]
+        end = position + 8 + length
+        if len(raw) < end + 4:
+            raise _RefusedError(f"is a damaged PNG: it is cut off at byte {len(raw)}")
+        if zlib.crc32(memoryview(raw)[position + 4:end]) != int.from_bytes(raw[end:end + 4], "big"):
+            raise _RefusedError(f"is a damaged PNG: the chunk at byte {position} does not match its checksum")
+        position = end + 4
 
 
 def _ingest(raw: bytes, options: IngestOptions) -> Canonical:
@@ -151,6 +174,8 @@ def _ingest(raw: bytes, options: IngestOptions) -> Canonical:
             return Canonical(raw, "jpg", width, height, width, height, pixels)
         pixels = _jpeg_pixels(raw, mode, (width, height), options)
     else:
+        if raw.startswith(_PNG):
+            _check_png(raw)
         pixels, orientation = _decode_with_pillow(raw)
         height, width = pixels.shape[:2]
     pixels = _upright(_resized(pixels, _target_size(width, height, options)), orientation)

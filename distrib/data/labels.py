@@ -171,7 +171,8 @@ def _check_header(table: Path, header: Sequence[str], columns: Columns) -> None:
     have = ", ".join(header)
     for name in columns.named():
         if name not in header:
-            raise TableError(f"{table} has no column {name!r}", "its images can not be labelled", f"it has {have}")
+            raise TableError(f"{table} has no column {name!r} (it has {have})", "its images can not be labelled",
+                             "name one of these columns")
         if header.count(name) > 1:
             raise TableError(f"{table} has the column {name!r} twice", "one of them would be ignored", "rename one")
 

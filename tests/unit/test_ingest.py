@@ -266,6 +266,15 @@ def test_jpegs_that_libjpeg_would_patch_up_are_refused() -> None:
     assert silent, "if Pillow refused them all, the stricter decoder would not be needed"
 
 
+def test_a_png_whose_last_checksum_is_wrong_is_refused() -> None:
+    raw = bytearray(encoded(Image.fromarray(scene())))
+    raw[raw.index(b"IEND") - 5] ^= 1  # the last byte of the pixels' checksum, behind the last pixel
+    Image.open(io.BytesIO(bytes(raw))).load()  # Pillow never gets there
+    assert "does not match its checksum" in refusal(bytes(raw))
+    with pytest.raises(ImageError, match="checksum"):
+        decode_canonical(bytes(raw), "it")
+
+
 @pytest.mark.parametrize(("raw", "what"), [
     (b"", "empty"),
     (b"hello, this is text", "not an image"),
