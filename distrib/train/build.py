@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from distrib import metrics
 from distrib.comm.group import Group
 from distrib.config import Experiment
 from distrib.data.decode import Pixels
@@ -104,7 +104,14 @@ def validator(experiment: Experiment, manifest: Manifest, model: nn.Module, grou
                                     rank=group.rank, size=group.size,
                                     decode_threads=experiment.data.decode_threads,
                                     sum_over_ranks=group.sum_over_ranks)
-        scores = metrics.validate(logits_NK, samples.labels, samples.classes, experiment.evaluate)
-        return {**scores, "score": metrics.goodness(scores, experiment.evaluate.metric)}
+        scores = None
+        if group.world.is_first:
+            # scikit-learn takes a second and a half to import: only rank 0 needs it.
+            from distrib import metrics
+
+            report = metrics.validate(logits_NK, samples.labels, samples.classes, experiment.evaluate)
+            scores = json.dumps({**report, "score": metrics.goodness(report, experiment.evaluate.metric)}).encode()
+        received: dict[str, Any] = json.loads(group.broadcast_bytes(scores))
+        return received
 
     return validate

@@ -98,7 +98,7 @@ class Trainer:
         validation: dict[str, Any] | None = None
         stopped = False
         while step < self.total_steps and not (stopped or early):
-            stopped = self._one_step(step)
+            stopped = self.one_step(step)
             step += 1
             validation = None
             if self.validate is not None and not stopped and self._is_validation(step):
@@ -110,7 +110,7 @@ class Trainer:
             self.writer.wait()
         return Trained(step, early or step >= self.total_steps, early, validation, self.best)
 
-    def _one_step(self, step: int) -> bool:
+    def one_step(self, step: int) -> bool:
         """Returns whether some rank was asked to stop."""
         start = time.perf_counter()
         batches = self.stream.take()

@@ -1,0 +1,51 @@
+"""What the benchmark scripts share: paired rounds, and ratios that hold when the machine's speed drifts."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall-clock seconds of one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def paired_rounds(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every work in every round: A B, B A, A B, ... after one round that does not count."""
+    names = list(works)
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds + 1):
+        for name in names if number % 2 else reversed(names):
+            elapsed = seconds(works[name])
+            if number:
+                taken[name].append(elapsed)
+    return taken
+
+
+def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> tuple[float, float, float]:
+    """(median, smallest, largest) of the ratios pair by pair."""
+    ratios = [a / b for a, b in zip(numerator, denominator, strict=True)]
+    return statistics.median(ratios), min(ratios), max(ratios)
+
+
+def one_core() -> int:
+    """Keep this process, and all that it starts, on one core; returns its number."""
+    core = max(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {core})
+    return core
+
+
+def show(text: str) -> None:
+    """A line of the report, on stdout at once."""
+    print(text, flush=True)
+
+
+def note(text: str) -> None:
+    """A line about what is going on, on stderr."""
+    print(text, file=sys.stderr, flush=True)
