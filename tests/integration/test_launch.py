@@ -351,6 +351,18 @@ def test_ranks_die_with_a_killed_launcher_that_has_no_guard(launch: Launch, toke
     until(lambda: not marked(token), "the kernel kills ranks whose launcher is gone")
 
 
+def test_the_wrapper_pins_and_prefers_memory() -> None:
+    from launch import rank
+
+    cpu = max(os.sched_getaffinity(0))
+    done = subprocess.run([sys.executable, "-I", "-S", rank.__file__, f"--cpus={cpu}", "--memory-node=0", "--",
+                           "/bin/cat", "/proc/self/status", "/proc/self/numa_maps"], capture_output=True, text=True,
+                          timeout=LIMIT_S)
+    assert f"Cpus_allowed_list:\t{cpu}\n" in done.stdout
+    # A container may forbid the call, or the kernel know no nodes; then that is told.
+    assert ("prefer:0" in done.stdout) != ("memory node 0 could not be preferred" in done.stderr)
+
+
 def test_commands_that_can_not_run(launch: Launch) -> None:
     script = launch.folder / "no-interpreter"
     script.write_text("echo hello\n")
