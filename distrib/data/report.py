@@ -98,7 +98,8 @@ def dataset_report(manifest: Manifest) -> dict[str, Any]:
 
 def show_report(title: str, report: dict[str, Any]) -> None:
     """The report as a table on stderr."""
-    table = Table(title=escape(title), title_justify="left")
+    say(title)
+    table = Table()
     table.add_column("class")
     for split in report["splits"]:
         table.add_column(split, justify="right")

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from distrib.errors import DataError
@@ -43,7 +44,8 @@ def spread(task: Callable[[_State, Sequence[_Item]], _Result], state: _State, it
             if len(running) >= 4 * workers:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
-            running.add(pool.submit(_run, chunk))
+            with _interrupts_blocked():
+                running.add(pool.submit(_run, chunk))
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
             yield from (future.result() for future in done)
@@ -54,6 +56,16 @@ def spread(task: Callable[[_State, Sequence[_Item]], _Result], state: _State, it
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Processes started inside never see SIGINT: Ctrl-C is for their parent, which ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 _work: tuple[Callable[[Any, Any], Any], Any]
 
 
@@ -61,7 +73,6 @@ def _begin(task: Callable[[Any, Any], Any], state: Any) -> None:
     """First thing in every worker."""
     global _work
     _work = task, state
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
