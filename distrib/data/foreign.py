@@ -57,7 +57,7 @@ def scan_shard(path: Path) -> list[ForeignSample]:
                     match = _MEMBER.fullmatch(member.name)
                     if not member.isreg() or member.issparse() or not match or _META.match(member.name):
                         continue
-                    key, extension = match[1], match[2].lower()
+                    key, extension = match[1].removeprefix("./"), match[2].lower()
                     if not samples or samples[-1].key != key:
                         if key in seen:
                             raise ShardError(f"shard {path} has the key {key!r} in two places (byte {member.offset})",
