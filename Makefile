@@ -35,9 +35,10 @@ soak: $(INSTALLED) ## Long runs: every combination at every world size, seeds of
 	$(BIN)/python -m pytest -m soak --timeout 7200
 
 bench: $(INSTALLED) ## The measurements that the README quotes; wants a quiet machine
-	$(BIN)/launch run cluster_configs/one.yaml -- python benchmarks/compute.py
-	$(BIN)/launch run cluster_configs/one.yaml -- python benchmarks/overhead.py
-	$(BIN)/launch run cluster_configs/one.yaml -- python benchmarks/data.py
+	$(BIN)/launch run cluster_configs/dev.yaml --ranks 1 -- $(BIN)/python benchmarks/compute.py
+	$(BIN)/launch run cluster_configs/dev.yaml --ranks 1 -- $(BIN)/python benchmarks/overhead.py
+	$(BIN)/launch run cluster_configs/dev.yaml --ranks 1 -- $(BIN)/python benchmarks/data.py
+	$(BIN)/launch run cluster_configs/dev.yaml --ranks 1 -- $(BIN)/python benchmarks/quantise.py
 
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

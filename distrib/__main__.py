@@ -1,5 +1,7 @@
 """`python -m distrib`."""
 
+import sys
+
 from distrib.cli import main
 
-main()
+sys.exit(main())

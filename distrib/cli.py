@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
@@ -159,6 +159,6 @@ def predict(
         raise error
 
 
-def main() -> NoReturn:
+def main() -> int:
     """Entry point."""
-    run_app(app)
+    return run_app(app, "distrib")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import signal
 import sys
-from typing import NoReturn
+import time
+from collections.abc import Sequence
+from pathlib import Path
 
 import typer
 
@@ -19,32 +24,40 @@ def tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def run_app(app: typer.Typer) -> NoReturn:
-    """Run a command line and exit. Exit codes: see `distrib.errors`."""
+def run_app(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code; see `distrib.errors` for the codes."""
     try:
-        done = app(standalone_mode=False)
-        code = done if isinstance(done, int) else 0
+        code = app(sys.argv[1:] if arguments is None else list(arguments), prog_name=name, standalone_mode=False)
         sys.stdout.flush()
+        return code if isinstance(code, int) else 0
     except DistribError as error:
-        tell(f"error: {error.one_line()}")
-        code = error.exit_code
+        report(error)
+        return error.exit_code
     except typer.Exit as error:
-        code = error.exit_code
+        return error.exit_code
     except BrokenPipeError:  # whoever read our output has enough
-        sys.stderr.close()
-        code = 128 + signal.SIGPIPE
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + signal.SIGPIPE
     except (typer.Abort, KeyboardInterrupt):
-        code = 128 + signal.SIGINT
+        return 128 + signal.SIGINT
     except _UsageError as error:
-        tell(_usage(error))
-        code = DistribError.exit_code
-    sys.exit(code)
+        tell(_usage(error, name))
+        return DistribError.exit_code
 
 
-def _usage(error: Exception) -> str:
-    message = str(getattr(error, "format_message", lambda: error)()).strip().rstrip(".")
+def report(error: DistribError) -> None:
+    """Show an error, and leave it where a launcher that watches several ranks looks for it (torchrun's format)."""
+    tell(f"error: {error.one_line()}")
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        record = {"message": error.one_line(), "timestamp": str(int(time.time()))}
+        with contextlib.suppress(OSError):  # the message has been shown; this copy is a courtesy
+            Path(path).write_text(json.dumps(record))
+
+
+def _usage(error: Exception, name: str) -> str:
+    message = " ".join(str(getattr(error, "format_message", lambda: error)()).split())
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return str(error)
     context = getattr(error, "ctx", None)
-    if type(error).__name__ == "NoArgsIsHelpError" or context is None:
-        return message
-    text = DistribError(message[:1].lower() + message[1:], remedy=f"see `{context.command_path} --help`").one_line()
-    return f"error: {text}"
+    path = context.command_path if context else name
+    return "error: " + DistribError(message, remedy=f"see `{path} --help`").one_line()

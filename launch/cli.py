@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,13 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distrib.errors import ConfigError, DistribError
+from distrib.entry import report, run_app
+from distrib.errors import ConfigError
 
 if TYPE_CHECKING:
     from launch.plan import Plan
-
-# typer carries a click of its own in some versions; the class of wrong arguments is known by its child.
-_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="launch", help="Start one command as many ranks, each on its own cores.", rich_markup_mode=None,
@@ -102,30 +98,15 @@ def _plan(cluster: Path, command: Sequence[str], nodes: int | None, ranks: int |
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code; whatever is wrong with the input is one line on stderr."""
+    """Run the command line and return the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        if words and words[0] in ("run", "plan") and not {"--", "--help", "-h"} & set(words):
-            # Without it, the command's own options would be taken for the launcher's.
-            raise ConfigError(f"launch {words[0]} has no `--` before the command", "nothing was started",
-                              f"write: launch {words[0]} CLUSTER.yaml -- COMMAND")
-        code = app(words, prog_name="launch", standalone_mode=False)
-        sys.stdout.flush()
-        return code if isinstance(code, int) else 0
-    except DistribError as error:
-        print(f"error: {error}", file=sys.stderr)
+    if words and words[0] in ("run", "plan") and not {"--", "--help", "-h"} & set(words):
+        # Without it, the command's own options would be taken for the launcher's.
+        error = ConfigError(f"launch {words[0]} has no `--` before the command", "nothing was started",
+                            f"write: launch {words[0]} CLUSTER.yaml -- COMMAND")
+        report(error)
         return error.exit_code
-    except _UsageError as error:
-        message = " ".join(str(getattr(error, "format_message", lambda: "")()).split())
-        context = getattr(error, "ctx", None)
-        path = context.command_path if context else "launch"
-        print(f"error: {message}{'' if message[-1:] in '.?' else '.'} See `{path} --help`.", file=sys.stderr)
-        return DistribError.exit_code
-    except BrokenPipeError:  # whoever read our output has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 128 + signal.SIGPIPE
-    except (KeyboardInterrupt, typer.Abort):
-        return 128 + signal.SIGINT
+    return run_app(app, "launch", words)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ MARGIN = 2
 _LOWEST, _HIGHEST = -80, 90
 # Elements handled at a time: values, products and integers of a block stay in the second-level cache,
 # so that each value is fetched from memory once.
-_BLOCK = 1 << 15
+_BLOCK = 1 << 16
 
 
 @dataclass
