@@ -165,7 +165,7 @@ def demo(out: Path, console: Console) -> dict[str, Any]:
 def show(summary: dict[str, Any], shown: Sequence[Shown], console: Console) -> None:
     """What came out, as tables and a picture."""
     console.print()
-    table = Table(title=f"Accuracy on {summary['num_test']} held-out digits, from {summary['num_train']} to learn from",
+    table = Table(title=f"Accuracy on {summary['num_test']} held-out digits, {summary['num_train']} to learn from",
                   title_justify="left")
     for column in ("", "accuracy", "95% interval", "seconds"):
         table.add_column(column, justify="left" if not column else "right")
@@ -192,8 +192,9 @@ def show(summary: dict[str, Any], shown: Sequence[Shown], console: Console) -> N
     console.print(table)
 
     parity = summary["parity"]
-    table = Table(title=f"Parity of the bundle: {parity['num_samples']} {parity['split']} samples in every format, "
-                        f"tolerance {parity['tolerance']:g}", title_justify="left")
+    table = Table(title="Parity of the bundle's formats with the trained model", title_justify="left",
+                  caption=f"{parity['num_samples']} {parity['split']} samples; tolerance {parity['tolerance']:g}",
+                  caption_justify="left")
     for column in ("format", "largest difference of a probability", "labels equal"):
         table.add_column(column, justify="left" if column == "format" else "right")
     for name, one in parity["formats"].items():
