@@ -7,9 +7,13 @@ import re
 import shutil
 import socket
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
+
+import cv2
+import numpy
+import PIL
+import simplejpeg
 
 from distrib.data.duplicates import pairs_across
 from distrib.data.grouping import check_given_splits, merge_copies, without_conflicts
@@ -204,7 +208,7 @@ def _preparation(source: Path, fractions: dict[Split, float] | None, options: Pr
         "seed": options.seed,
         "source": readable(source.resolve().name),
         "labels": {"file": options.labels.name, **columns} if options.labels else None,
-        "made_with": {name: version(name) for name in ("pillow", "simplejpeg", "numpy", "opencv-python-headless")},
+        "made_with": {module.__name__: module.__version__ for module in (PIL, simplejpeg, numpy, cv2)},
     }
 
 
