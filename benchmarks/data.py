@@ -71,7 +71,8 @@ def pillow_reader(folder: Path, count: int) -> Callable[[], None]:
         return np.asarray(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if u[4] < 0.5 else image)
 
     def read() -> None:
-        dataset = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).decode("pil").to_tuple("jpg", "cls")
+        shards = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False)
+        dataset = shards.decode("pil").to_tuple("jpg", "cls")
         batch = []
         for number, (image, _) in enumerate(dataset):
             batch.append(crop(number, image))

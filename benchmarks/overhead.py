@@ -32,12 +32,13 @@ from distrib.data.manifest import load_manifest  # noqa: E402
 from distrib.data.prepare import run_prepare  # noqa: E402
 from distrib.data.shards import ShardReader  # noqa: E402
 from distrib.data.stream import Stream  # noqa: E402
+from distrib.models.normalise import Normalise  # noqa: E402
 from distrib.rundir import RunDir  # noqa: E402
 from distrib.train.build import data_parallel, starting_model, training_order, training_transform  # noqa: E402
 from distrib.train.log import RunLog  # noqa: E402
 from distrib.train.loop import Best, Trainer  # noqa: E402
 from distrib.train.optimise import build_optimizer, lane_loss  # noqa: E402
-from distrib.train.precision import Normalise, resolve_precision  # noqa: E402
+from distrib.train.precision import resolve_precision  # noqa: E402
 from distrib.train.reduction import REDUCTIONS  # noqa: E402
 from distrib.train.step import LaneStep, statistic_sizes  # noqa: E402
 from distrib.world import World  # noqa: E402

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from types import FrameType
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -69,6 +72,24 @@ def inspect(
     from distrib.data.inspect import run_inspect
 
     answer(run_inspect(dataset, verify=verify), as_json)
+
+
+@app.command()
+def adopt(
+    folder: Annotated[Path, typer.Argument(help="A folder of WebDataset shards that others made.")],
+    split: Annotated[list[str] | None, typer.Option(metavar="SPLIT=GLOB", help="Shards of a split [by names].")] = None,
+    label_field: Annotated[str | None, typer.Option(help="Field of the samples' JSON that holds the label.")] = None,
+    group_field: Annotated[str | None, typer.Option(help="Field of the samples' JSON that holds the group.")] = None,
+    class_names: Annotated[Path | None, typer.Option(help="A text file with the name of each class, one a line.")] = None,
+    on_bad: Annotated[str, typer.Option(help="Samples that can not be used: refuse, or skip and record.")] = "refuse",
+    workers: Annotated[int | None, typer.Option(help="Processes that decode [all cores].")] = None,
+    as_json: Json = False,
+) -> None:
+    """Index shards that others made, in place: check every image, and write dataset.json beside them."""
+    from distrib.data.adopt import run_adopt
+
+    answer(run_adopt(folder, splits=split or (), label_field=label_field, group_field=group_field,
+                     class_names=class_names, on_bad=on_bad, workers=workers), as_json)
 
 
 @app.command()
@@ -159,6 +180,12 @@ def predict(
         raise error
 
 
+def _terminate(number: int, _: FrameType | None) -> NoReturn:
+    """End by way of every `finally`, so that unfinished folders are removed; `train` has a way of its own."""
+    sys.exit(128 + number)
+
+
 def main() -> int:
     """Entry point."""
+    signal.signal(signal.SIGTERM, _terminate)
     return run_app(app, "distrib")

@@ -10,30 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distrib.models.normalise import Normalise
 from distrib.scoring import Forward, Images, Logits
 
 
 class PixelModel(nn.Module):
-    """uint8 images_NHWC (RGB) to float32 logits_NK: (x / 255 - mean) / std, then the model.
+    """uint8 images_NHWC (RGB) to float32 logits_NK: `Normalise`, then the model.
 
     Validation, `evaluate` and `export` all run this module.
     """
 
-    scale: Tensor
-    shift: Tensor
-    """Per channel, shape [C, 1, 1]."""
-
     def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.model = model
-        std_3 = torch.tensor(std, dtype=torch.float64)
-        self.register_buffer("scale", (1 / (255 * std_3)).float().view(3, 1, 1))
-        self.register_buffer("shift", (-torch.tensor(mean, dtype=torch.float64) / std_3).float().view(3, 1, 1))
+        self.normalise = Normalise(mean, std)
 
     def forward(self, images_NHWC: Tensor) -> Tensor:
-        # NHWC seen as NCHW is what torch calls channels_last: nothing is moved.
-        images_NCHW = images_NHWC.permute(0, 3, 1, 2).to(torch.float32) * self.scale + self.shift
-        logits_NK: Tensor = self.model(images_NCHW)
+        logits_NK: Tensor = self.model(self.normalise(images_NHWC))
         return logits_NK
 
 

@@ -25,6 +25,7 @@ from distrib.data.shards import ShardReader
 from distrib.data.stream import Stream
 from distrib.durable import replace_file
 from distrib.errors import CheckpointError, ConfigError, storage_errors
+from distrib.models.normalise import Normalise
 from distrib.models.weights import set_training, weights_sha256
 from distrib.rundir import RunDir
 from distrib.train.build import data_parallel, starting_model, training_order, training_transform, validator
@@ -39,7 +40,6 @@ from distrib.train.optimise import (
     lane_loss,
     load_optimizer_tensors,
 )
-from distrib.train.precision import Normalise
 from distrib.train.reduction import REDUCTIONS, Reduction
 from distrib.train.resume import broadcast_tensors, settle_experiment
 from distrib.train.step import LaneStep, statistic_sizes

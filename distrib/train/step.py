@@ -59,6 +59,8 @@ class LaneStep:
         for repeats in range(_MOST_ATTEMPTS):  # noqa: B007
             start = time.perf_counter()
             self._reduction.begin()
+            for parameter in self._parameters:
+                parameter.grad = None
             for number, batch in enumerate(batches):
                 _restore(self._statistics, before)
                 _restore(self._counters, counters)
@@ -82,8 +84,6 @@ class LaneStep:
         return StepResult(loss, accuracy, sums.finite, sums.stop, repeats, compute_s, communication_s)
 
     def _lane(self, step: int, batch: Batch, *, last: bool) -> None:
-        for parameter in self._parameters:
-            parameter.grad = None
         # Dropout and the like draw from torch's default generator: make it the lane's own.
         torch.manual_seed(key_of(_MODEL_RANDOMNESS, self._seed, step, batch.lane) >> 1)
         labels_N = torch.from_numpy(batch.labels_N)
