@@ -119,8 +119,8 @@ def _absorb(density: Map, amount: Map, color: tuple[float, float, float]) -> Non
 
 def _lay_white(image: Picture, white: Map, exposure: float) -> None:
     """Blend the colour of scars over the picture, in place."""
-    scar = np.empty_like(image)
-    scar[:] = [min(255, round(value * exposure)) for value in _SCAR]
+    planes = [np.full(image.shape[:2], min(255, round(value * exposure)), np.uint8) for value in _SCAR]
+    scar = cv2.merge(planes)
     white = _ramp(white)
     image[:] = cv2.blendLinear(scar, image, white, 1 - white)
 

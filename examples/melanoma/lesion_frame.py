@@ -6,7 +6,7 @@ import math
 
 import cv2
 import numpy as np
-from lesion_texture import TILE, Map, slow_noise, smooth_noise
+from lesion_texture import TILE, Bytes, Map, slow_noise, smooth_noise
 from lesion_traits import Lesion, View, random_state
 from numpy.typing import NDArray
 
@@ -57,11 +57,12 @@ class Frame:
         """Two fields for the outline, without fine detail, at half the resolution."""
         return self._sample(smooth_noise(), 26.0 / self._radius, 2, self._half)
 
-    def texture(self, tile: Map, fineness: float) -> Map:
-        """A texture whose grain has the same size on every lesion: ``fineness`` times 1,000 texels a picture height."""
-        return self._sample(tile, 1000 * fineness / self._pixels_a_height, 5, (self._height, self._width))[0]
+    def texture(self, tile: Bytes, fineness: float) -> Map:
+        """A texture, 0 to 1, of the same grain on every lesion: ``fineness`` times 1,000 texels a picture height."""
+        step = 1000 * fineness / self._pixels_a_height
+        return self._sample(tile, step, 5, (self._height, self._width))[0] / np.float32(255)
 
-    def _sample(self, tile: Map, step: float, number: int, size: tuple[int, int]) -> tuple[Map, ...]:
+    def _sample(self, tile: Map | Bytes, step: float, number: int, size: tuple[int, int]) -> tuple[Map, ...]:
         """Channels of a tile along the lesion's axes, ``step`` texels a full pixel."""
         # Near the middle of the tile: what lies inside it is sampled many times faster than what wraps around.
         room = TILE / 2 if len(tile) > TILE else TILE / 6

@@ -10,6 +10,7 @@ from lesion_traits import random_state
 from numpy.typing import NDArray
 
 Map = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
 TILE = 512
 GRAIN_SIDE = 1024
 GRAIN_LIFT = 8.0  # added to the grain so that it fits into bytes
@@ -37,18 +38,18 @@ def _noise(rng: np.random.Generator, num_fields: int, roughness: float) -> Map:
 
 
 @lru_cache(maxsize=1)
-def honeycomb() -> Map:
-    """Lines of a net with irregular round holes about 11 pixels apart, 0 to 1; [4 * TILE, 4 * TILE]."""
+def honeycomb() -> Bytes:
+    """Lines of a net with irregular round holes about 11 pixels apart, 0 to 255; [4 * TILE, 4 * TILE]."""
     rng = random_state(102)
     distance = _to_nearest(_scattered(rng, rows=46, jitter=3.5))
     # The net is what is far from every point.
     net = cv2.GaussianBlur(distance, (0, 0), 0.9)[TILE:2 * TILE, TILE:2 * TILE]
-    return np.tile(np.clip((net - 2.8) / 3.9, 0, 1).astype(np.float32), (4, 4))
+    return np.tile(np.rint(255 * np.clip((net - 2.8) / 3.9, 0, 1)).astype(np.uint8), (4, 4))
 
 
 @lru_cache(maxsize=1)
-def spots() -> Map:
-    """Round spots of several sizes, 0 to 1; [4 * TILE, 4 * TILE]."""
+def spots() -> Bytes:
+    """Round spots of several sizes, 0 to 255; [4 * TILE, 4 * TILE]."""
     rng = random_state(103)
     points = _scattered(rng, rows=36, jitter=6.0)
     points = points[rng.random(len(points)) < 0.7]
@@ -59,12 +60,12 @@ def spots() -> Map:
             for shift_x in (0, TILE, 2 * TILE):
                 cv2.circle(canvas, (round((x + shift_x) * 16), round((y + shift_y) * 16)), round(size * 16), shade, -1,
                            cv2.LINE_AA, 4)
-    one = np.asarray(cv2.GaussianBlur(canvas, (0, 0), 0.7), np.float32)[TILE:2 * TILE, TILE:2 * TILE]
-    return np.tile(one / np.float32(255), (4, 4))
+    one = np.asarray(cv2.GaussianBlur(canvas, (0, 0), 0.7), np.uint8)[TILE:2 * TILE, TILE:2 * TILE]
+    return np.tile(one, (4, 4))
 
 
 @lru_cache(maxsize=1)
-def grain() -> NDArray[np.uint8]:
+def grain() -> Bytes:
     """Relief of the skin and noise of the sensor around GRAIN_LIFT, [2 * GRAIN_SIDE, 2 * GRAIN_SIDE, 3].
 
     Twice the period, so that a window of GRAIN_SIDE can begin anywhere in the first one.
