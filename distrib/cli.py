@@ -80,7 +80,7 @@ def adopt(
     split: Annotated[list[str] | None, typer.Option(metavar="SPLIT=GLOB", help="Shards of a split [by names].")] = None,
     label_field: Annotated[str | None, typer.Option(help="Field of the samples' JSON that holds the label.")] = None,
     group_field: Annotated[str | None, typer.Option(help="Field of the samples' JSON that holds the group.")] = None,
-    class_names: Annotated[Path | None, typer.Option(help="A text file with the name of each class, one a line.")] = None,
+    class_names: Annotated[Path | None, typer.Option(help="A text file of class names, one a line.")] = None,
     on_bad: Annotated[str, typer.Option(help="Samples that can not be used: refuse, or skip and record.")] = "refuse",
     workers: Annotated[int | None, typer.Option(help="Processes that decode [all cores].")] = None,
     as_json: Json = False,

@@ -30,12 +30,15 @@ class AugmentConfig(Section):
     """Random changes to a training image; keyed by (seed, epoch, sample), so they never depend on the ranks."""
 
     enabled: bool = True
+    """Without it, training images are treated like those of an evaluation."""
     min_area: Annotated[float, Field(gt=0, le=1)] = 0.35
     """Smallest part of the image's area that a random crop keeps; 1 keeps the whole image."""
     max_aspect: Annotated[float, Field(ge=1, le=4)] = 4 / 3
     """Largest stretch of the crop, either way."""
     hflip: bool = True
+    """Mirror every other image left to right."""
     vflip: bool = False
+    """Mirror every other image top to bottom."""
     rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
     """Rotation drawn evenly from plus or minus this angle."""
     brightness: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -85,6 +88,7 @@ class EarlyStoppingConfig(Section):
 
 class TrainConfig(Section):
     epochs: Positive = 10
+    """Passes over the training split; the last step may run on into the next one."""
     steps: Positive | None = None
     """Number of steps; replaces `epochs` where given."""
     global_batch: Positive = 64
@@ -97,10 +101,13 @@ class TrainConfig(Section):
     lr: Annotated[float, Field(gt=0)] = 0.1
     """Highest learning rate, for the whole global batch."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of SGD."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Of AdamW."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     """Applied to weights of two or more dimensions; not to biases and normalisation."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    """Passes during which the learning rate rises from zero."""
     schedule: Literal["cosine", "constant"] = "cosine"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     class_weights: Literal["none", "balanced"] | tuple[Annotated[float, Field(gt=0)], ...] = "none"
@@ -136,6 +143,7 @@ class EvaluateConfig(Section):
     """How models are judged, in training (validation) and after it."""
 
     every_epochs: Positive = 1
+    """Passes between validations."""
     batch: Positive = 64
     """Images a forward pass; does not depend on the world size, so that scores do not either."""
     metric: Literal["accuracy", "balanced_accuracy", "auroc", "average_precision", "partial_auroc", "loss"] = "accuracy"

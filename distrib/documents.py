@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -19,7 +19,8 @@ _MAX_BYTES = 1 << 20
 class Section(BaseModel):
     """A frozen piece of a document; unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False,
+                              use_attribute_docstrings=True)
 
 
 class _Loader(yaml.SafeLoader):
@@ -33,11 +34,20 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
-        for key, _ in node.value:
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(None, None, "a key is no plain word", key.start_mark)
             if key.value in seen:
                 raise yaml.MarkedYAMLError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError, TypeError) as error:  # such as a date of month 13
+            raise yaml.MarkedYAMLError(None, None, f"{node.value!r:.60} is no {node.tag.rpartition(':')[2]}",
+                                       node.start_mark) from error
 
 
 _Loader.add_implicit_resolver(
@@ -140,8 +150,10 @@ def _keys(schema: type[BaseModel], location: Sequence[Any]) -> list[str]:
     """The keys known at a location of the schema, for suggestions."""
     for part in location:
         field = schema.model_fields.get(str(part))
-        inner = field.annotation if field else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        # An optional section is a union of the section and None.
+        inner: tuple[Any, ...] = (field.annotation, *get_args(field.annotation)) if field else ()
+        sections = [kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not sections:
             return []
-        schema = inner
+        schema = sections[0]
     return list(schema.model_fields)
