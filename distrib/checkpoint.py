@@ -22,7 +22,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from distrib.durable import SealError, open_sealed, publish_dir, remove_tree, seal, sha256_file, write_durable
-from distrib.errors import CheckpointError, DistribError, storage_errors
+from distrib.errors import CheckpointError, storage_errors
 from distrib.rundir import RunDir
 
 FORMAT = "distrib-checkpoint/1"
@@ -60,6 +60,7 @@ def write_checkpoint(run: RunDir, checkpoint: Checkpoint) -> Path:
                         "training stopped; the checkpoints before it are whole"):
         try:
             run.checkpoints.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(staging, ignore_errors=True)  # of a killed process that had our id: in containers ids repeat
             staging.mkdir()
             files = {}
             for name, tensors in (("model", checkpoint.model), ("optimizer", checkpoint.optimizer),
@@ -115,6 +116,9 @@ def checkpoint_paths(run: RunDir) -> list[Path]:
         found = [path for path in run.checkpoints.iterdir() if _NAME.fullmatch(path.name)]
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise CheckpointError(f"{run.checkpoints} can not be read: {error.strerror}", "the run can not be used",
+                              "check the path and its permissions") from error
     return sorted(found, key=lambda path: path.name, reverse=True)
 
 
@@ -131,18 +135,18 @@ def best_checkpoint(run: RunDir, warn: Callable[[str], None]) -> Checkpoint:
 
     Raises CheckpointError if there is none.
     """
-    found = _first_whole(_by_score(run), warn)
+    found = _first_whole(_by_score(checkpoint_paths(run)), warn)
     if found is None:
         raise CheckpointError(f"{run.root} has no checkpoint", "there is no model to use",
                               "train first, with `distrib train EXPERIMENT.yaml --run DIR`")
     return found
 
 
-def _by_score(run: RunDir) -> list[Path]:
-    """Published checkpoints, best first; those without a score last, newest first."""
+def _by_score(paths: list[Path]) -> list[Path]:
+    """Checkpoints, given newest first, with the best first; those without a score last, newest first."""
     scored: list[tuple[float, str, Path]] = []
     others: list[Path] = []
-    for path in checkpoint_paths(run):
+    for path in paths:
         try:
             score = (read_summary(path)[1].get("validation") or {}).get("score")
         except CheckpointError:
@@ -171,10 +175,14 @@ def _damaged(path: Path, what: str) -> CheckpointError:
                            "use another one, or restore it from a backup")
 
 
-def prune(run: RunDir, keep_last: int) -> None:
-    """Remove all but the newest ``keep_last`` checkpoints and the best. Raises StorageError."""
-    newest = checkpoint_paths(run)
-    keep = {*newest[:keep_last], *_by_score(run)[:1]}
+def prune(run: RunDir, keep_last: int, step: int) -> None:
+    """Of the checkpoints up to ``step``, remove all but the newest ``keep_last`` and the best. Raises StorageError.
+
+    ``step`` is the one just written. A later one was damaged when the run went on from an earlier one: it
+    must not take the place of a whole one, and is replaced when the run gets there.
+    """
+    newest = [path for path in checkpoint_paths(run) if path.name <= run.checkpoint(step).name]
+    keep = {*newest[:keep_last], *_by_score(newest)[:1]}
     with storage_errors("old checkpoints could not be removed", "training stopped; all checkpoints are kept"):
         for path in newest:
             if path not in keep:
@@ -199,7 +207,7 @@ class CheckpointWriter:
     def __init__(self, run: RunDir, keep_last: int) -> None:
         self._run, self._keep_last = run, keep_last
         self._thread: threading.Thread | None = None
-        self._error: DistribError | OSError | None = None
+        self._error: Exception | None = None
 
     def submit(self, checkpoint: Checkpoint) -> None:
         """Begin to write; waits for the one before. Raises StorageError from the one before."""
@@ -220,6 +228,6 @@ class CheckpointWriter:
     def _write(self, checkpoint: Checkpoint) -> None:
         try:
             write_checkpoint(self._run, checkpoint)
-            prune(self._run, self._keep_last)
-        except (DistribError, OSError) as error:
+            prune(self._run, self._keep_last, checkpoint.step)
+        except Exception as error:  # whatever it is, training must not go on as if it had been written
             self._error = error

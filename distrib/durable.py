@@ -69,6 +69,7 @@ def publish_dir(staging: Path, final: Path) -> None:
 def remove_tree(path: Path) -> None:
     """Remove a folder so that a kill in between leaves nothing under its name that looks whole."""
     doomed = path.with_name(f".{path.name}.{os.getpid()}.removed")
+    shutil.rmtree(doomed, ignore_errors=True)  # of a killed process that had our id: in containers ids repeat
     os.rename(path, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
