@@ -37,7 +37,12 @@ def decode_rgb(content: bytes, kind: str, *, shrink: float = 1.0) -> Pixels:
         return simplejpeg.decode_jpeg(  # type: ignore[no-any-return]
             content, colorspace="RGB", min_height=max(min_height, 1), min_width=max(min_width, 1), min_factor=2
         )
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
+    try:
+        # Pixels as they are stored: the sizes of `image_size` are those before any EXIF orientation.
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    except cv2.error as error:  # such as more pixels than OpenCV takes
+        raise ValueError(f"the PNG is refused: {error.err}") from error
     if image is None:
         raise ValueError("the PNG data is broken")
     if shrink >= 2:
