@@ -21,6 +21,8 @@ MARGIN = 2
 """Bits by which values may grow from one step to the next without the step being repeated."""
 
 _LOWEST, _HIGHEST = -80, 90
+LIMIT = 2.0 ** (_HIGHEST + MARGIN)
+"""Magnitudes beyond this have no exponent; they count as not finite."""
 # Elements handled at a time: values, products and integers of a block stay in the second-level cache,
 # so that each value is fetched from memory once.
 _BLOCK = 1 << 16

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distrib.comm.group import Group, Pending
 from distrib.train.exact import (
+    LIMIT,
     BlockScratch,
     ExactVector,
     Exponents,
@@ -35,7 +36,7 @@ class Sums:
     holds: bool
     """False: the exponents were too small, and the step has to be done again."""
     finite: bool
-    """Whether every gradient and statistic was a finite number."""
+    """Whether every gradient and statistic was a finite number, and not beyond what can be summed."""
     statistics: list[Tensor]
     """Means over all lanes of the statistics, float64, 1-d."""
     stop: bool
@@ -137,7 +138,7 @@ class ExactReduction:
         statistics = self._statistics
         # Everything that is a maximum travels in one small message, beside the sums of the statistics.
         maxima = torch.cat([self._peaks, statistics.peaks, torch.tensor([float(stop)])])
-        maxima = torch.where(maxima.isfinite(), maxima, math.inf)  # a maximum may lose a NaN, but no infinity
+        maxima = torch.where(maxima <= LIMIT, maxima, math.inf)  # a maximum may lose a NaN, but no infinity
         waiting = [self._group.start_all_reduce(maxima, "max"), self._group.start_all_reduce(statistics.total)]
         for pending in (*waiting, *(bucket.pending for bucket in self._buckets)):
             pending.wait()
