@@ -58,11 +58,15 @@ def read_world(environment: Mapping[str, str] = os.environ) -> World:
         if not {"MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
             raise WorldError(f"{size_name}={size}, but MASTER_ADDR and MASTER_PORT are not set",
                              "the ranks can not find each other", "start them with `launch run`, or set both")
+        port = _number(environment, "MASTER_PORT")
+        if not 0 < port < 1 << 16 or not environment["MASTER_ADDR"]:
+            raise WorldError(f"MASTER_ADDR={environment['MASTER_ADDR']!r} MASTER_PORT={port} is no address",
+                             "the ranks can not find each other", "start them with `launch run`, or correct both")
         return World(
             rank, size,
             _number(environment, local_rank_name) if local_rank_name in environment else rank,
             _number(environment, local_size_name) if local_size_name in environment else size,
-            environment["MASTER_ADDR"], _number(environment, "MASTER_PORT"), host,
+            environment["MASTER_ADDR"], port, host,
             environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
             environment.get("TORCHELASTIC_RESTART_COUNT", "0"),
         )

@@ -61,6 +61,9 @@ def build_model(name: str, num_classes: int, dropout: float = 0.0) -> nn.Module:
         except (ImportError, AttributeError) as error:
             raise ConfigError(f"model.name = {name!r}: {error}", "nothing was started",
                               "check that the module is on PYTHONPATH and has that function") from error
+        if not callable(function):
+            raise ConfigError(f"model.name = {name!r} is a {type(function).__name__}, not a function",
+                              "nothing was started", "name a function of (num_classes, dropout)")
         return _built(name, function(num_classes=num_classes, dropout=dropout))
     raise ConfigError(f"model.name = {name!r} is unknown", "nothing was started",
                       f"choose one of {', '.join(model_names())}")

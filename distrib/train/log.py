@@ -31,7 +31,7 @@ def keep_lines_up_to(path: Path, step: int) -> None:
                 record = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(record, dict) and record.get("step", 0) <= step:
+            if line.endswith(b"\n") and isinstance(record, dict) and record.get("step", 0) <= step:
                 kept.append(line)
         replace_file(path, b"".join(kept))
 

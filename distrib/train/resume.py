@@ -70,7 +70,7 @@ def _with_precision(experiment: Experiment, precision: str) -> Experiment:
 
 
 def _differences(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key in first.keys() | second.keys():
+    for key in sorted(first.keys() | second.keys()):
         one, other = first.get(key), second.get(key)
         if isinstance(one, dict) and isinstance(other, dict):
             yield from _differences(one, other, f"{prefix}{key}.")
