@@ -69,8 +69,8 @@ def run_adopt(
     if bad:
         say_all("samples that can not be used", sorted(bad))
         if on_bad == "refuse":
-            raise DataError(f"{len(bad)} of {len(samples)} samples can not be used (listed above; the first: "
-                            f"{min(bad)[0]})", _NOTHING_WRITTEN,
+            raise DataError(f"{len(bad)} of {len(samples)} samples can not be used (listed above), such as "
+                            f"{min(bad)[0]}: {min(bad)[1]}", _NOTHING_WRITTEN,
                             "replace them, have `distrib prepare` read the original images, or give --on-bad skip")
     if len(classes) < 2:
         raise DataError(f"the samples are of {len(classes)} classes", "there is nothing to tell apart",

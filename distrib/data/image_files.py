@@ -71,7 +71,7 @@ def images_below(source: Path) -> tuple[list[str], list[str]]:
             if entry.name.startswith("."):
                 continue
             path = f"{prefix}{entry.name}"
-            if entry.is_dir():
+            if os.path.isdir(entry.path):  # entry.is_dir() raises for a link to itself
                 walk(entry.path, f"{path}/", above | {here})
                 continue
             extension = os.path.splitext(entry.name)[1].lower()

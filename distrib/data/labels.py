@@ -159,7 +159,10 @@ def _delimiter(text: str, columns: Columns) -> str:
     """The separator that makes the named columns appear; a comma if none does."""
     first = next((line for line in text.splitlines() if line.strip()), "")
     for delimiter in (",", ";", "\t"):
-        names = [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
+        try:
+            names = [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
+        except csv.Error:  # reading the rows will tell it with its line
+            break
         if columns.image in names or columns.label in names:
             return delimiter
     return ","

@@ -8,7 +8,9 @@ import shutil
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 import cv2
 import numpy
@@ -49,7 +51,7 @@ class PrepareOptions(Section):
     seed: int = 0
     on_bad: OnBad = "refuse"
     shard_samples: int = 1000
-    shard_mb: float = 64.0
+    shard_mb: Annotated[float, Field(le=1e6)] = 64.0
     workers: int | None = None
 
 
@@ -160,7 +162,7 @@ def _build(source: Path, staging: Path, listing: Listing, fractions: dict[Split,
         say_all("images that can not be used", bad)
         if options.on_bad == "refuse":
             raise DataError(f"{len(bad)} of {len(listing.samples) + len(listing.missing)} images can not be used "
-                            f"(listed above; the first: {bad[0][0]})", _NOTHING_WRITTEN,
+                            f"(listed above), such as {bad[0][0]}: {bad[0][1]}", _NOTHING_WRITTEN,
                             "replace them, or leave them out with --on-bad skip")
     reads, conflicting = without_conflicts(reads, options.on_bad == "refuse")
     used = {read.sample.label for read in reads}
