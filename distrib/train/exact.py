@@ -20,6 +20,9 @@ from torch import Tensor
 MARGIN = 2
 """Bits by which values may grow from one step to the next without the step being repeated."""
 
+SLACK = 2
+"""Bits by which values may stay below their exponent before it falls, by one a step."""
+
 _LOWEST, _HIGHEST = -80, 90
 LIMIT = 2.0 ** (_HIGHEST + MARGIN)
 """Magnitudes beyond this have no exponent; they count as not finite."""
@@ -45,13 +48,15 @@ class Exponents:
         return bool((peaks <= limits).all())
 
     def follow(self, peaks: Tensor) -> None:
-        """Fit the exponents to the magnitudes just seen: up at once, down by one a step.
+        """Fit the exponents to the magnitudes just seen: up at once, down late and by one a step.
 
         Falling slowly keeps a tensor whose gradient comes and goes from repeating steps.
         """
         for index, peak in enumerate(peaks.tolist()):
             needed = math.frexp(peak)[1] if peak > 0 else _LOWEST
-            self.values[index] = min(max(needed, self.values[index] - 1, _LOWEST), _HIGHEST)
+            now = self.values[index]
+            lowered = now - 1 if needed < now - SLACK else now
+            self.values[index] = min(max(needed, lowered, _LOWEST), _HIGHEST)
 
 
 def scale_bits(lanes: int, word_bits: int) -> int:

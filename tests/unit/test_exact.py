@@ -75,7 +75,9 @@ def test_exponents_rise_at_once_and_fall_slowly() -> None:
     assert exponents.hold(torch.tensor([4.0, 16.0]))  # two bits of margin
     assert not exponents.hold(torch.tensor([4.1, 1.0]))
     exponents.follow(torch.tensor([1e-6, 100.0]))
-    assert exponents.values == [-1, 7]
+    assert exponents.values == [-1, 7]  # far below: down by one
+    exponents.follow(torch.tensor([0.2, 25.0]))
+    assert exponents.values == [-1, 7]  # within the slack: unchanged
     for _ in range(300):
         exponents.follow(torch.zeros(2))
     assert all(math.isfinite(power_of_two(e, 30)) for e in exponents.values)
