@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
-
 import cv2
 import numpy
 import PIL
 import simplejpeg
+from pydantic import Field
 
 from distrib.data.duplicates import pairs_across
 from distrib.data.grouping import check_given_splits, merge_copies, without_conflicts
