@@ -24,8 +24,7 @@ BIN = Path(sys.executable).parent
 
 def run(*words: str | Path) -> Any:
     """A command's JSON."""
-    done = subprocess.run([str(word) for word in words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                          check=False)
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(map(str, words))}\n{done.stderr}")
     return json.loads(done.stdout)

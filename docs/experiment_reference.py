@@ -13,8 +13,8 @@ def reference() -> str:
     """Every key of an experiment with its values, default and meaning."""
     schema = Experiment.model_json_schema()
     lines = ["# The keys of an experiment", "",
-             "Override any of them with `--set section.key=value`. Unknown keys are refused. Written from the schema by "
-             "`python docs/experiment_reference.py`.", "",
+             "Override any of them with `--set section.key=value`. Unknown keys are refused. Written from the schema "
+             "by `python docs/experiment_reference.py`.", "",
              "| key | values | default | meaning |", "|---|---|---|---|"]
     return "\n".join([*lines, *_rows(schema, schema["$defs"], ""), ""])
 
@@ -48,8 +48,8 @@ def _values(entry: dict[str, Any]) -> str:
         return str(entry["const"])
     kind = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true, false", "null": "null",
             "array": "list"}[entry["type"]]
-    bounds = [f"{word} {entry[key]}" for key, word in (("minimum", "from"), ("exclusiveMinimum", "above"),
-                                                       ("maximum", "to"), ("exclusiveMaximum", "below")) if key in entry]
+    words = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
+    bounds = [f"{word} {entry[key]}" for key, word in words.items() if key in entry]
     return " ".join([kind, *bounds])
 
 
