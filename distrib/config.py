@@ -26,6 +26,15 @@ def _nonzero(values: Rgb) -> Rgb:
     return values
 
 
+def _usable(path: Path) -> Path:
+    if "\0" in str(path) or str(path) != str(path).encode(errors="replace").decode():
+        raise ValueError("can not be a path")
+    return path
+
+
+FilePath = Annotated[Path, AfterValidator(_usable)]
+
+
 class AugmentConfig(Section):
     """Random changes to a training image; keyed by (seed, epoch, sample), so they never depend on the ranks."""
 
@@ -48,7 +57,7 @@ class AugmentConfig(Section):
 
 
 class DataConfig(Section):
-    dataset: Path
+    dataset: FilePath
     """Folder with dataset.json, written by `distrib prepare` or `distrib adopt`."""
     image_size: Annotated[int, Field(ge=8, le=2048)] = 224
     """Height and width in pixels of what the model sees."""
@@ -72,7 +81,7 @@ class DataConfig(Section):
 class ModelConfig(Section):
     name: str
     """A name of the table of models, LIBRARY/NAME, or package.module:function; see `distrib.models.table`."""
-    weights: Path | None = None
+    weights: FilePath | None = None
     """A safetensors file to start from; its head is replaced if the number of classes differs."""
     freeze: tuple[str, ...] = ()
     """Parameters not to train, as shell patterns over their names, such as "layer1.*"."""
@@ -95,7 +104,7 @@ class TrainConfig(Section):
     """Samples a step, over all lanes."""
     lanes: Positive = 8
     """Micro-batches a step; the number of ranks may be anything from 1 to this, with the same result."""
-    threads: Positive = 1
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """Threads a lane computes with, on every rank. Part of the experiment: other values give other last bits."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: Annotated[float, Field(gt=0)] = 0.1
@@ -162,7 +171,7 @@ class EvaluateConfig(Section):
 
 class CommConfig(Section):
     backend: Literal["auto", "gloo"] = "auto"
-    timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    timeout_s: Annotated[float, Field(ge=1, le=1e6)] = 300.0
     """Seconds without an answer after which a peer counts as lost."""
 
 

@@ -7,6 +7,7 @@ flipped byte is found without a second file and without re-encoding the JSON.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -48,7 +49,12 @@ def write_durable(path: Path, content: bytes) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Atomically create or replace a file: temporary sibling, fsync, rename. Raises OSError."""
+    """Atomically create or replace a file: temporary sibling, fsync, rename. Raises OSError.
+
+    Anything but a file is refused: a rename over /dev/null would take it away from the whole machine.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write_durable(temporary, content)
@@ -60,7 +66,7 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def publish_dir(staging: Path, final: Path) -> None:
-    """Atomically give a finished staging folder its final name. Raises OSError, also if that exists."""
+    """Atomically give a finished staging folder its final name. Raises OSError, also if that exists and is not empty."""
     fsync_dir(staging)
     os.rename(staging, final)
     fsync_dir(final.parent)
