@@ -6,6 +6,7 @@ Every model takes float32 images_NCHW of 3 normalised channels and gives logits_
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 from collections.abc import Callable
 from typing import Any
@@ -49,7 +50,7 @@ def build_model(name: str, num_classes: int, dropout: float = 0.0) -> nn.Module:
         where, package = _LIBRARIES[library]
         try:
             importlib.import_module(package)
-        except ImportError as error:
+        except Exception as error:  # built for another torch, they fail with whatever they meet
             raise MissingPartError(f"model.name = {name!r} needs the package {package}, which can not be imported "
                                    f"({error})", "nothing was started",
                                    f"install a {package} that fits this torch, or choose one of {', '.join(_OWN)}"
@@ -64,9 +65,21 @@ def build_model(name: str, num_classes: int, dropout: float = 0.0) -> nn.Module:
         if not callable(function):
             raise ConfigError(f"model.name = {name!r} is a {type(function).__name__}, not a function",
                               "nothing was started", "name a function of (num_classes, dropout)")
+        _check_arguments(name, function)
         return _built(name, function(num_classes=num_classes, dropout=dropout))
     raise ConfigError(f"model.name = {name!r} is unknown", "nothing was started",
                       f"choose one of {', '.join(model_names())}")
+
+
+def _check_arguments(name: str, function: Callable[..., Any]) -> None:
+    """Raises ConfigError for a function that can not be called as ours are; a bug inside it is another matter."""
+    try:
+        inspect.signature(function).bind(num_classes=2, dropout=0.0)
+    except TypeError as error:
+        raise ConfigError(f"model.name = {name!r} does not take num_classes and dropout: {error}",
+                          "nothing was started", "name a function of (num_classes, dropout)") from error
+    except ValueError:  # some built-in functions do not tell
+        pass
 
 
 def _attribute(where: str) -> Callable[..., Any]:

@@ -87,11 +87,18 @@ def training_transform(experiment: Experiment) -> TrainingTransform:
 def validator(experiment: Experiment, manifest: Manifest, model: nn.Module, group: Group) -> Validate | None:
     """Scores weights on the validation split; None where the dataset has none.
 
-    Raises ManifestError if early stopping needs one.
+    Raises ManifestError if early stopping needs one, ConfigError if it lacks a class that evaluate.metric needs.
     """
     if experiment.train.early_stopping is None and all(shard.split != "val" for shard in manifest.shards):
         return None
     samples = manifest.samples("val")
+    counts = class_counts(samples.labels, len(samples.classes))
+    absent = [name for name, count in zip(samples.classes, counts, strict=True) if not count]
+    metric = experiment.evaluate.metric
+    if absent and metric not in ("accuracy", "loss"):
+        raise ConfigError(f"evaluate.metric = {metric}, but the validation split has no sample of {absent[0]!r}",
+                          "it would not be defined",
+                          "choose accuracy or loss, or prepare a split that holds every class")
     judge = copy.deepcopy(model).eval()
     forward = torch_forward(judge, experiment.data.mean, experiment.data.std,
                             resolve_precision(experiment.train.precision))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from distrib import __version__
-from distrib.errors import storage_errors
+from distrib.errors import CheckpointError, storage_errors
 from distrib.rundir import RunDir
 from distrib.train.precision import processor_flags
 from distrib.world import World
@@ -41,11 +41,19 @@ def record_environment(run: RunDir, now: dict[str, Any], step: int) -> list[str]
     with storage_errors("the environment could not be recorded", "nothing was started"):
         first = now
         if run.environment.exists():
-            lines = run.environment.read_text().splitlines()
-            first = json.loads(lines[0]) if lines else now
+            lines = run.environment.read_bytes().splitlines()
+            first = _parsed(run.environment, lines[0]) if lines else now
         with run.environment.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **now}) + "\n")
     return [f"{name}: {first.get(name)} then, {now[name]} now" for name in _DECISIVE if first.get(name) != now[name]]
+
+
+def _parsed(path: Path, line: bytes) -> dict[str, Any]:
+    try:
+        return dict(json.loads(line))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: its first line is no JSON object", "the run was not continued",
+                              "restore or remove it; it only serves to warn of other last bits") from error
 
 
 def _version(package: str) -> str | None:

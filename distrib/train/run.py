@@ -23,6 +23,7 @@ from distrib.data.manifest import FILE_NAME, Manifest, class_counts, load_manife
 from distrib.data.order import carried_lanes
 from distrib.data.shards import ShardReader
 from distrib.data.stream import Stream
+from distrib.decision import positive_index
 from distrib.durable import replace_file
 from distrib.errors import CheckpointError, ConfigError, storage_errors
 from distrib.models.normalise import Normalise
@@ -59,6 +60,7 @@ def run_train(experiment_path: Path | None, overrides: Sequence[str], run_path: 
     experiment = settle_experiment(run, experiment_path, overrides)
     manifest = load_manifest(experiment.data.dataset)
     _check_world(experiment, world)
+    _check_dataset(run, experiment, manifest)
     torch.set_num_threads(experiment.train.threads)
     _advise_threads(experiment, tell)
     with (
@@ -66,8 +68,6 @@ def run_train(experiment_path: Path | None, overrides: Sequence[str], run_path: 
         _run_lock(run) if world.is_first else contextlib.nullcontext(),
         _stop_requests() as stop_wanted,
     ):
-        if world.is_first:
-            _begin(run, experiment, manifest, tell)
         return _train(run, experiment, manifest, group, stop_wanted, tell)
 
 
@@ -95,15 +95,22 @@ def _advise_threads(experiment: Experiment, tell: Tell) -> None:
              "do with other last bits")
 
 
+def _check_dataset(run: RunDir, experiment: Experiment, manifest: Manifest) -> None:
+    """Raises ConfigError or CheckpointError unless these are data that the run can be trained on."""
+    positive_index(manifest.classes, experiment.evaluate.positive_class)
+    with storage_errors(f"the run folder {run.root} could not be read", "nothing was started"):
+        if run.experiment.exists() and run.dataset.exists() and (
+                run.dataset.read_bytes().strip() != manifest.sha256.encode()):
+            raise CheckpointError(
+                f"the dataset {experiment.data.dataset / FILE_NAME} is not the one that {run.root} was begun with",
+                "the run was not continued", "give the same dataset, or train into another --run folder")
+
+
 def _begin(run: RunDir, experiment: Experiment, manifest: Manifest, tell: Tell) -> None:
-    """Write what the run is, or check that it goes on with the same data. Only on rank 0."""
+    """Write what the run is, unless it goes on; only on rank 0, when all is known to fit together."""
+    if run.experiment.exists():
+        return
     with storage_errors(f"the run folder {run.root} could not be written", "nothing was started"):
-        if run.experiment.exists():
-            if run.dataset.exists() and run.dataset.read_text().strip() != manifest.sha256:
-                raise CheckpointError(
-                    f"the dataset {experiment.data.dataset / FILE_NAME} is not the one that {run.root} was begun with",
-                    "the run was not continued", "give the same dataset, or train into another --run folder")
-            return
         replace_file(run.dataset, manifest.sha256.encode() + b"\n")
         replace_file(run.experiment, experiment.to_bytes())
     train = experiment.train
@@ -171,9 +178,11 @@ def _train(run: RunDir, experiment: Experiment, manifest: Manifest, group: Group
                          prepare=Normalise(data.mean, data.std), autocast=train.precision == "bf16",
                          seed=experiment.seed)
     steps = total_steps(experiment, len(samples))
+    validate = validator(experiment, manifest, state.model, group)
     with contextlib.ExitStack() as stack:
         log = writer = None
         if group.world.is_first:
+            _begin(run, experiment, manifest, tell)
             for difference in record_environment(run, describe_environment(group.world, manifest.sha256), state.step):
                 tell(f"warning: the last bits may differ from an undisturbed run's: {difference}")
             log = stack.enter_context(RunLog(run, first_step=state.step, total_steps=steps))
@@ -188,9 +197,8 @@ def _train(run: RunDir, experiment: Experiment, manifest: Manifest, group: Group
         trained = Trainer(
             experiment=experiment, num_samples=len(samples), total_steps=steps, model=state.model,
             optimizer=state.optimizer, reduction=state.reduction, lane_step=lane_step, stream=stream,
-            validate=validator(experiment, manifest, state.model, group), average=state.average,
-            first_step=state.step, best=state.best, log=log, writer=writer, stop_wanted=lambda: stop_wanted() > 0,
-            witness=witness,
+            validate=validate, average=state.average, first_step=state.step, best=state.best, log=log, writer=writer,
+            stop_wanted=lambda: stop_wanted() > 0, witness=witness,
         ).run()
     return _result(run, state, trained, group, stop_wanted())
 
@@ -216,8 +224,12 @@ def _result(run: RunDir, state: _State, trained: Trained, group: Group, stop_sig
 
 @contextlib.contextmanager
 def _run_lock(run: RunDir) -> Iterator[None]:
-    """Held by rank 0 while it trains: two trainings into one folder would mix. Ends with the process."""
+    """Held by rank 0 while it trains: two trainings into one folder would mix. Ends with the process.
+
+    A folder that was made for a run which then did not begin is removed.
+    """
     with storage_errors(f"the run folder {run.root} could not be made", "nothing was started"):
+        made = [folder for folder in (run.root, *run.root.parents) if not folder.exists()]
         run.root.mkdir(parents=True, exist_ok=True)
         fd = os.open(run.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -228,6 +240,11 @@ def _run_lock(run: RunDir) -> Iterator[None]:
                                   "wait for it, end it, or give another --run folder") from None
         yield
     finally:
+        if made and not run.experiment.exists():
+            with contextlib.suppress(OSError):
+                run.lock.unlink()
+                for folder in made:
+                    folder.rmdir()
         os.close(fd)
 
 
