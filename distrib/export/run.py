@@ -147,7 +147,7 @@ def _gate(trained: Trained, files: dict[FormatName, tuple[Path, ...]], keys: Seq
     with ThreadPoolExecutor(threads, thread_name_prefix="gate") as pool:
         for name, paths in files.items():
             singly = open_files(name, paths, data.image_size, threads)
-            together = open_files(name, paths, None, threads)
+            together = open_files(name, paths, data.image_size, threads, any_batch=True)
             outputs = (one_by_one(singly, images_NHWC, pool), np.concatenate(list(pool.map(together, several))))
             checks = [compare(name, reference_NK, logits_NK, keys, trained.classes, trained.threshold, tolerance)
                       for logits_NK in outputs]

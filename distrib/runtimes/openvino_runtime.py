@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import openvino as ov
@@ -26,12 +26,16 @@ def open_model(files: Sequence[Path], side: int | None, threads: int) -> Forward
         "INFERENCE_NUM_THREADS": str(threads),
         "ENABLE_CPU_PINNING": False,
     })
-    local = threading.local()
+    requests: SimpleQueue[ov.InferRequest] = SimpleQueue()
+    for _ in range(threads):
+        requests.put(compiled.create_infer_request())
 
     def forward(images_NHWC: Images) -> Logits:
-        if not hasattr(local, "request"):
-            local.request = compiled.create_infer_request()
-        result = local.request.infer([np.ascontiguousarray(images_NHWC)], share_inputs=True)
-        return np.array(result[0], dtype=np.float32)
+        request = requests.get()
+        try:
+            result = request.infer([np.ascontiguousarray(images_NHWC)], share_inputs=True)
+            return np.array(result[0], dtype=np.float32)
+        finally:
+            requests.put(request)
 
     return forward

@@ -2,7 +2,8 @@
 
 Images are run one by one, each by a single thread, as many at a time as there are cores: so an image's
 logits depend on nothing but the image and the processor, not on what else is in the batch nor on the
-number of threads. On CPUs this is as fast as batches are (docs/decisions tells the numbers).
+number of threads. It costs nothing: ResNet-50 at 224 px on one AVX-512 core ran 16.5 images/s singly and
+15.6 in batches of 16 with OpenVINO, 16.0 and 15.7 with ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -31,8 +32,12 @@ _RUNTIMES: dict[FormatName, tuple[str, str]] = {  # name -> (module:attribute, p
 }
 
 
-def open_files(name: FormatName, files: Sequence[Path], side: int | None, threads: int = 1) -> Forward:
-    """Open model files; see `Open`. Raises MissingPartError, or BundleError if the runtime refuses the files."""
+def open_files(name: FormatName, files: Sequence[Path], side: int, threads: int = 1, *,
+               any_batch: bool = False) -> Forward:
+    """Open model files, for one image a call or for any batch; see `Open`.
+
+    Raises MissingPartError, or BundleError if the runtime refuses the files or fails on a black image.
+    """
     where, package = _RUNTIMES[name]
     module, _, attribute = where.partition(":")
     try:
@@ -43,7 +48,11 @@ def open_files(name: FormatName, files: Sequence[Path], side: int | None, thread
                                "--runtime") from error
     open_model: Open = getattr(importlib.import_module(module), attribute)
     try:
-        return open_model(files, side, threads)
+        forward = open_model(files, None if any_batch else side, threads)
+        # In this thread, before there are others: OpenVINO's first call, made by two threads at once, can
+        # deadlock (seen in 2026.4.1: a C++ static whose initialiser waits for the interpreter lock).
+        forward(np.zeros((1, side, side, 3), dtype=np.uint8))
+        return forward
     except DistribError:
         raise
     except Exception as error:  # each library has its own exceptions for a file that it does not like

@@ -15,7 +15,10 @@ from distrib.scoring import Forward, Images, Logits
 
 
 def open_model(files: Sequence[Path], side: int | None, threads: int) -> Forward:  # noqa: ARG001
-    """See `distrib.runtimes.table.Open`. Raises BundleError for an archive that could do more than compute."""
+    """See `distrib.runtimes.table.Open`. From then on torch computes with one thread in this process.
+
+    Raises BundleError for an archive that could do more than compute.
+    """
     (path,) = files
     check_archive(path)
     with quiet():
@@ -24,7 +27,7 @@ def open_model(files: Sequence[Path], side: int | None, threads: int) -> Forward
 
     def forward(images_NHWC: Images) -> Logits:
         if not hasattr(local, "ready"):
-            torch.set_num_threads(1)  # of this thread, and of threads that torch has not yet seen
+            torch.set_num_threads(1)  # holds for the calling thread and for new ones
             local.ready = True
         with torch.inference_mode():
             logits_NK = module(torch.from_numpy(np.ascontiguousarray(images_NHWC)))
