@@ -112,5 +112,5 @@ def test_positive_class() -> None:
     assert positive_index(("a", "b", "c"), None) is None
     with pytest.raises(ConfigError, match="'mole', but the classes are benign, melanoma"):
         positive_index(CLASSES, "mole")
-    with pytest.raises(ConfigError, match="leave it out"):
+    with pytest.raises(ConfigError, match="Leave it out"):
         positive_index(("a", "b", "c"), "a")
