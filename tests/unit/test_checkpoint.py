@@ -1,0 +1,341 @@
+"""Checkpoints are whole or absent; the newest whole one is found whatever happened to the others."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+import resource
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distrib import checkpoint
+from distrib.checkpoint import (
+    FORMAT,
+    Checkpoint,
+    CheckpointWriter,
+    best_checkpoint,
+    checkpoint_paths,
+    newest_checkpoint,
+    prune,
+    read_checkpoint,
+    read_summary,
+    write_checkpoint,
+)
+from distrib.durable import seal, sha256_file
+from distrib.errors import CheckpointError, StorageError
+from distrib.rundir import RunDir
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return RunDir(tmp_path / "run")
+
+
+def made(step: int, score: float | None = None, *, ema: bool = False) -> Checkpoint:
+    generator = torch.Generator().manual_seed(step)
+    model = {"conv.weight": torch.randn(4, 3, 3, 3, generator=generator).to(memory_format=torch.channels_last),
+             "bn.num_batches_tracked": torch.tensor(step), "half": torch.randn(5, generator=generator).bfloat16()}
+    return Checkpoint(step, model, {"conv.weight/step": torch.tensor(float(step))},
+                      {name: tensor * 2 for name, tensor in model.items()} if ema else None,
+                      {"reduction": {"gradients": [-3, 4]}, "validation": None if score is None else {"score": score}})
+
+
+def assert_same(one: Checkpoint, other: Checkpoint) -> None:
+    assert (one.step, one.progress) == (other.step, other.progress)
+    for mine, theirs in ((one.model, other.model), (one.optimizer, other.optimizer), (one.ema or {}, other.ema or {})):
+        assert mine.keys() == theirs.keys()
+        for name, tensor in mine.items():
+            assert tensor.dtype == theirs[name].dtype
+            assert torch.equal(tensor, theirs[name])
+
+
+def steps(run: RunDir) -> list[int]:
+    return [int(path.name.removeprefix("step-")) for path in checkpoint_paths(run)]
+
+
+def quiet(text: str) -> None:
+    pytest.fail(f"warned: {text}")
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_a_checkpoint_comes_back_bit_for_bit(run: RunDir, ema: bool) -> None:
+    written = made(7, 0.5, ema=ema)
+    path = write_checkpoint(run, written)
+    read = read_checkpoint(path)
+    assert_same(read, written)
+    assert (read.ema is not None) == ema
+    assert read.weights is (read.ema if ema else read.model)
+    assert read.path == path
+    assert sorted(os.listdir(path)) == sorted(
+        ["checkpoint.json", "model.safetensors", "optimizer.safetensors"] + ["ema.safetensors"] * ema)
+    assert os.listdir(run.checkpoints) == ["step-000000007"]
+
+
+def test_a_run_without_checkpoints(run: RunDir) -> None:
+    assert checkpoint_paths(run) == []
+    assert newest_checkpoint(run, quiet) is None
+    with pytest.raises(CheckpointError, match="has no checkpoint"):
+        best_checkpoint(run, quiet)
+    run.root.mkdir()
+    run.checkpoints.write_text("no folder")
+    with pytest.raises(CheckpointError, match="can not be read: Not a directory"):
+        newest_checkpoint(run, quiet)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.EIO, "Input/output error")])
+def test_stopped_while_writing_leaves_only_what_was_whole(run: RunDir, monkeypatch: pytest.MonkeyPatch,
+                                                         error: BaseException) -> None:
+    write_checkpoint(run, made(1))
+
+    def stop(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(checkpoint, "publish_dir", stop)
+    with pytest.raises(StorageError if isinstance(error, OSError) else KeyboardInterrupt):
+        write_checkpoint(run, made(2))
+    assert os.listdir(run.checkpoints) == ["step-000000001"]
+    found = newest_checkpoint(run, quiet)
+    assert found is not None
+    assert_same(found, made(1))
+
+
+def kill_while_writing(run: RunDir, step: int) -> None:
+    """Leave what a process leaves that is killed before it gives a checkpoint its name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        patch.setattr(checkpoint, "publish_dir", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            write_checkpoint(run, made(step))
+
+
+def test_a_killed_writers_leftovers_are_no_checkpoint_and_in_nobodys_way(run: RunDir) -> None:
+    write_checkpoint(run, made(1))
+    kill_while_writing(run, 2)
+    assert len(os.listdir(run.checkpoints)) == 2
+    assert steps(run) == [1]
+    # The next process may have the killed one's id, as in containers.
+    write_checkpoint(run, made(2))
+    assert steps(run) == [2, 1]
+    found = newest_checkpoint(run, quiet)
+    assert found is not None
+    assert_same(found, made(2))
+    kill_while_writing(run, 3)
+    doomed = run.checkpoints / ".step-000000000.1.removed"
+    doomed.mkdir()
+    (doomed / "model.safetensors").touch()
+    prune(run, 5, 2)
+    assert sorted(os.listdir(run.checkpoints)) == ["step-000000001", "step-000000002"]
+
+
+def test_a_step_that_is_done_again_replaces_its_checkpoint(run: RunDir) -> None:
+    path = write_checkpoint(run, made(4))
+    (path / "model.safetensors").write_bytes(b"damaged")
+    write_checkpoint(run, made(4))
+    found = newest_checkpoint(run, quiet)
+    assert found is not None
+    assert_same(found, made(4))
+    assert os.listdir(run.checkpoints) == ["step-000000004"]
+
+
+def test_any_flipped_byte_is_found_named_and_passed_over(run: RunDir) -> None:
+    write_checkpoint(run, made(1))
+    path = write_checkpoint(run, made(2, ema=True))
+    whole = {file.name: file.read_bytes() for file in path.iterdir()}
+
+    @settings(max_examples=60, deadline=None)
+    @given(name=st.sampled_from(sorted(whole)), place=st.integers(0, 10**6), change=st.integers(1, 255))
+    def found_out(name: str, place: int, change: int) -> None:
+        content = bytearray(whole[name])
+        content[place % len(content)] ^= change
+        (path / name).write_bytes(content)
+        warnings: list[str] = []
+        found = newest_checkpoint(run, warnings.append)
+        (path / name).write_bytes(whole[name])
+        assert found is not None
+        assert_same(found, made(1))
+        [warning] = warnings
+        assert str(path) in warning
+        assert name in warning
+
+    found_out()
+
+
+@pytest.mark.parametrize("name", ["checkpoint.json", "model.safetensors", "optimizer.safetensors"])
+@pytest.mark.parametrize("damage", ["gone", "empty", "cut", "folder"])
+def test_a_missing_or_cut_file_is_named(run: RunDir, name: str, damage: str) -> None:
+    path = write_checkpoint(run, made(3)) / name
+    if damage in ("gone", "folder"):
+        path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    if damage in ("empty", "cut"):
+        os.truncate(path, 0 if damage == "empty" else path.stat().st_size - 1)
+    with pytest.raises(CheckpointError, match=name) as caught:
+        read_checkpoint(path.parent)
+    assert str(path.parent) in caught.value.fact
+
+
+def test_when_every_checkpoint_is_damaged_the_run_does_not_begin_anew(run: RunDir) -> None:
+    for step in (1, 2):
+        (write_checkpoint(run, made(step)) / "checkpoint.json").write_bytes(b"{}")
+    warnings: list[str] = []
+    with pytest.raises(CheckpointError, match="every checkpoint"):
+        newest_checkpoint(run, warnings.append)
+    assert len(warnings) == 2
+
+
+class Unpickled:
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, ("evidence",)
+
+
+def test_nothing_is_unpickled(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A forger who can seal documents still gets no code of theirs run.
+    monkeypatch.chdir(tmp_path)
+    path = write_checkpoint(run, made(5))
+    for content in (pickle.dumps(Unpickled()), b"PK\x03\x04" + pickle.dumps(Unpickled())):
+        (path / "model.safetensors").write_bytes(content)
+        files = {name: sha256_file(path / name) for name in ("model.safetensors", "optimizer.safetensors")}
+        (path / "checkpoint.json").write_bytes(seal(FORMAT, {"step": 5, "files": files, "progress": {}}))
+        with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+            read_checkpoint(path)
+    assert not (tmp_path / "evidence").exists()
+    pickle.loads(pickle.dumps(Unpickled()))  # the trap does work
+    assert (tmp_path / "evidence").exists()
+
+
+def test_a_summary_needs_no_tensors(run: RunDir) -> None:
+    path = write_checkpoint(run, made(5, 0.25))
+    for file in path.glob("*.safetensors"):
+        file.unlink()
+    step, progress, files = read_summary(path)
+    assert (step, progress["validation"]["score"]) == (5, 0.25)
+    assert sorted(files) == ["model.safetensors", "optimizer.safetensors"]
+
+
+def test_the_best_has_the_highest_score_and_is_the_earliest_of_equals(run: RunDir) -> None:
+    for step, score in ((1, None), (2, 0.5), (3, 0.75), (4, 0.75), (5, -1.0), (6, None)):
+        write_checkpoint(run, made(step, score))
+    assert best_checkpoint(run, quiet).step == 3
+    (run.checkpoint(3) / "model.safetensors").unlink()
+    warnings: list[str] = []
+    assert best_checkpoint(run, warnings.append).step == 4
+    assert str(run.checkpoint(3)) in warnings[0]
+
+
+def test_without_scores_the_newest_is_the_best(run: RunDir) -> None:
+    for step in (1, 20, 3):
+        write_checkpoint(run, made(step))
+    assert best_checkpoint(run, quiet).step == 20
+
+
+@pytest.mark.parametrize(("keep_last", "kept"), [(1, [6, 3]), (2, [6, 5, 3]), (4, [6, 5, 4, 3]), (9, [6, 5, 4, 3, 2, 1])])
+def test_the_newest_and_the_best_are_kept(run: RunDir, keep_last: int, kept: list[int]) -> None:
+    for step, score in ((1, 0.1), (2, None), (3, 0.9), (4, 0.9), (5, 0.2), (6, None)):
+        write_checkpoint(run, made(step, score))
+    prune(run, keep_last, 6)
+    assert steps(run) == kept
+    for path in checkpoint_paths(run):
+        read_checkpoint(path)
+
+
+def test_damaged_later_checkpoints_do_not_push_out_whole_ones(run: RunDir) -> None:
+    # The run went on from step 3, as 6 and 9 were damaged, and was stopped at step 5.
+    for step, score in ((3, 0.5), (6, 0.9), (9, None)):
+        path = write_checkpoint(run, made(step, score))
+        if step > 3:
+            (path / "model.safetensors").write_bytes(b"damaged")
+    write_checkpoint(run, made(5))
+    prune(run, 1, 5)
+    found = newest_checkpoint(run, lambda _: None)
+    assert found is not None
+    assert found.step == 5
+    assert best_checkpoint(run, lambda _: None).step == 3
+
+
+@contextmanager
+def full_disk(byte_limit: int) -> Iterator[None]:
+    """Files can not grow beyond a size: the nearest thing to a full disk that a test may make."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (byte_limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_costs_no_older_checkpoint(run: RunDir) -> None:
+    write_checkpoint(run, made(1))
+    with full_disk(300), pytest.raises(StorageError, match="step 2 could not be written: File too large") as caught:
+        write_checkpoint(run, made(2))
+    assert "checkpoints before it are whole" in caught.value.consequence
+    assert os.listdir(run.checkpoints) == ["step-000000001"]
+    found = newest_checkpoint(run, quiet)
+    assert found is not None
+    assert_same(found, made(1))
+
+
+def test_the_writer_works_behind_and_prunes(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    proceed = threading.Event()
+    real_write = checkpoint.write_checkpoint
+
+    def slow(run: RunDir, state: Checkpoint) -> Path:
+        assert proceed.wait(60)
+        return real_write(run, state)
+
+    monkeypatch.setattr(checkpoint, "write_checkpoint", slow)
+    writer = CheckpointWriter(run, keep_last=2)
+    writer.submit(made(1))  # returns although nothing is written yet
+    assert steps(run) == []
+    proceed.set()
+    for step in (2, 3, 4):
+        writer.submit(made(step))
+    writer.wait()
+    assert steps(run) == [4, 3]
+    assert not [thread for thread in threading.enumerate() if thread.name == "checkpoint"]
+    writer.wait()  # nothing to wait for any more
+
+
+@pytest.mark.parametrize(("error", "raised"), [
+    (OSError(errno.ENOSPC, "No space left on device"), StorageError), (RuntimeError("a fault of ours"), RuntimeError)])
+def test_an_error_of_the_writer_is_raised_at_the_next_call(run: RunDir, monkeypatch: pytest.MonkeyPatch,
+                                                          error: Exception, raised: type[Exception]) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    writer = CheckpointWriter(run, keep_last=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_durable", fail)
+        writer.submit(made(1))
+        with pytest.raises(raised):
+            writer.submit(made(2))
+    assert steps(run) == []
+    writer.submit(made(3))  # told once
+    writer.wait()
+    assert steps(run) == [3]
+
+
+def test_progress_that_is_no_json_is_refused_before_the_thread(run: RunDir) -> None:
+    writer = CheckpointWriter(run, keep_last=1)
+    for progress in ({"score": float("nan")}, {"tensor": torch.zeros(1)}):
+        with pytest.raises((ValueError, TypeError)):
+            writer.submit(Checkpoint(1, {}, {}, None, progress))
+    writer.wait()
+    assert steps(run) == []
+
+
+def test_checkpoint_json_is_readable_by_people(run: RunDir) -> None:
+    document = json.loads((write_checkpoint(run, made(2, 0.5)) / "checkpoint.json").read_text())
+    assert document["format"] == FORMAT
+    assert document["step"] == 2
