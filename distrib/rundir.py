@@ -45,8 +45,8 @@ class RunDir:
 
     @property
     def dataset(self) -> Path:
-        """The digest of the dataset that the run was begun with."""
-        return self.root / "dataset.sha256"
+        """Which dataset the run was begun with, sealed JSON: `distrib.data.manifest.DatasetRecord`."""
+        return self.root / "dataset.json"
 
     @property
     def lock(self) -> Path:

@@ -11,9 +11,9 @@ from torch import nn
 
 from distrib.checkpoint import Checkpoint, best_checkpoint
 from distrib.config import Experiment, load_run_experiment
-from distrib.data.manifest import load_manifest
+from distrib.data.manifest import read_record
 from distrib.decision import Threshold
-from distrib.errors import CheckpointError, DistribError
+from distrib.errors import CheckpointError
 from distrib.models.table import build_model
 from distrib.models.weights import weights_sha256
 from distrib.rundir import RunDir
@@ -28,8 +28,8 @@ class Trained:
     """In evaluation mode, float32."""
     classes: tuple[str, ...]
     weights_sha256: str
-    dataset_sha256: str | None
-    """The dataset that the run was begun with, where the run says so."""
+    dataset_sha256: str
+    """The dataset that the run was begun with."""
 
     @property
     def validation(self) -> dict[str, Any]:
@@ -55,33 +55,13 @@ def load_trained(run: RunDir, tell: Callable[[str], None]) -> Trained:
     """
     experiment = load_run_experiment(run)
     checkpoint = best_checkpoint(run, tell)
-    classes = _classes(experiment, checkpoint)
-    model = build_model(experiment.model.name, len(classes), experiment.model.dropout)
+    record = read_record(run.dataset)
+    model = build_model(experiment.model.name, len(record.classes), experiment.model.dropout)
     try:
         model.load_state_dict(checkpoint.weights)
     except RuntimeError as error:
         raise CheckpointError(f"the weights of {checkpoint.path} are not of model.name = {experiment.model.name!r} "
-                              f"with {len(classes)} classes", "the model can not be rebuilt",
+                              f"with {len(record.classes)} classes", "the model can not be rebuilt",
                               "use the version of the model's code that it was trained with") from error
-    return Trained(run, experiment, checkpoint, model.eval(), classes, weights_sha256(checkpoint.weights),
-                   _dataset_sha256(run))
-
-
-def _classes(experiment: Experiment, checkpoint: Checkpoint) -> tuple[str, ...]:
-    """As recorded at the validation, or of the dataset that the run was trained on."""
-    recorded = (checkpoint.progress.get("validation") or {}).get("classes")
-    if recorded:
-        return tuple(recorded)
-    try:
-        return load_manifest(experiment.data.dataset).classes
-    except DistribError as error:
-        raise CheckpointError(f"the run never validated, so its classes stand only in its dataset, and there "
-                              f"{error.fact}", "its outputs can not be named",
-                              "put the dataset back where it was when the run began") from error
-
-
-def _dataset_sha256(run: RunDir) -> str | None:
-    try:
-        return (run.root / "dataset.sha256").read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        return None
+    return Trained(run, experiment, checkpoint, model.eval(), record.classes, weights_sha256(checkpoint.weights),
+                   record.dataset_sha256)

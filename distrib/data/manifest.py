@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from distrib.durable import SealError, open_sealed, seal
-from distrib.errors import ManifestError
+from distrib.errors import CheckpointError, ManifestError
 
 FORMAT = "distrib-dataset/1"
+RECORD_FORMAT = "distrib-run-dataset/1"
 FILE_NAME = "dataset.json"
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -173,6 +174,29 @@ class SplitSamples:
         """(shard number in this split, position in the shard) of a sample."""
         shard = int(np.searchsorted(self.starts, sample, side="right")) - 1
         return shard, sample - int(self.starts[shard])
+
+
+class DatasetRecord(_Part):
+    """What a run remembers of its dataset, which may be moved or lost."""
+
+    classes: tuple[str, ...]
+    dataset_sha256: str
+
+    def to_bytes(self) -> bytes:
+        """The sealed document."""
+        return seal(RECORD_FORMAT, self.model_dump(mode="json"), indent=1)
+
+
+def read_record(path: Path) -> DatasetRecord:
+    """Read a run's record of its dataset. Raises CheckpointError."""
+    try:
+        document = open_sealed(path.read_bytes(), RECORD_FORMAT)
+        return DatasetRecord.model_validate({name: document[name] for name in DatasetRecord.model_fields})
+    except (OSError, SealError, KeyError, ValidationError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        raise CheckpointError(f"{path}, the run's record of its dataset, can not be read: {reason}",
+                              "its classes are not known", "restore it from a backup, or train again into another "
+                              "--run folder") from error
 
 
 def load_manifest(folder: Path) -> Manifest:

@@ -69,7 +69,7 @@ def run_export(run: Path, *, out: Path, formats: Sequence[str] = ("torch", "onnx
     trained = load_trained(RunDir(run), tell)
     manifest = load_manifest(trained.experiment.data.dataset)
     check_classes(manifest, trained.classes, str(run))
-    if trained.dataset_sha256 not in (None, manifest.sha256):
+    if trained.dataset_sha256 != manifest.sha256:
         raise DataError(f"the dataset {trained.experiment.data.dataset} is not the one that {run} was trained on",
                         "the bundle would record the wrong preparation", "put the dataset back as it was")
     split: Literal["val", "train"] = "val" if any(shard.split == "val" for shard in manifest.shards) else "train"

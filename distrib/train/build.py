@@ -27,7 +27,6 @@ from distrib.models.table import build_model
 from distrib.models.weights import freeze, load_starting_weights
 from distrib.scoring import score_split
 from distrib.train.loop import Validate
-from distrib.train.precision import resolve_precision
 
 _MODEL_INIT = 12
 
@@ -100,8 +99,8 @@ def validator(experiment: Experiment, manifest: Manifest, model: nn.Module, grou
                           "it would not be defined",
                           "choose accuracy or loss, or prepare a split that holds every class")
     judge = copy.deepcopy(model).eval()
-    forward = torch_forward(judge, experiment.data.mean, experiment.data.std,
-                            resolve_precision(experiment.train.precision))
+    # In float32 whatever training computes in: so do `evaluate` and the bundles, whose threshold is chosen here.
+    forward = torch_forward(judge, experiment.data.mean, experiment.data.std)
     transform = EvalTransform(experiment.data.image_size, experiment.data.eval_crop)
 
     def validate(weights: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch import nn
 from distrib.checkpoint import CheckpointWriter, newest_checkpoint
 from distrib.comm.group import Group
 from distrib.config import Experiment
-from distrib.data.manifest import FILE_NAME, Manifest, class_counts, load_manifest
+from distrib.data.manifest import FILE_NAME, DatasetRecord, Manifest, class_counts, load_manifest, read_record
 from distrib.data.order import carried_lanes
 from distrib.data.shards import ShardReader
 from distrib.data.stream import Stream
@@ -98,12 +98,10 @@ def _advise_threads(experiment: Experiment, tell: Tell) -> None:
 def _check_dataset(run: RunDir, experiment: Experiment, manifest: Manifest) -> None:
     """Raises ConfigError or CheckpointError unless these are data that the run can be trained on."""
     positive_index(manifest.classes, experiment.evaluate.positive_class)
-    with storage_errors(f"the run folder {run.root} could not be read", "nothing was started"):
-        if run.experiment.exists() and run.dataset.exists() and (
-                run.dataset.read_bytes().strip() != manifest.sha256.encode()):
-            raise CheckpointError(
-                f"the dataset {experiment.data.dataset / FILE_NAME} is not the one that {run.root} was begun with",
-                "the run was not continued", "give the same dataset, or train into another --run folder")
+    if run.experiment.exists() and read_record(run.dataset).dataset_sha256 != manifest.sha256:
+        raise CheckpointError(
+            f"the dataset {experiment.data.dataset / FILE_NAME} is not the one that {run.root} was begun with",
+            "the run was not continued", "give the same dataset, or train into another --run folder")
 
 
 def _begin(run: RunDir, experiment: Experiment, manifest: Manifest, tell: Tell) -> None:
@@ -111,7 +109,8 @@ def _begin(run: RunDir, experiment: Experiment, manifest: Manifest, tell: Tell) 
     if run.experiment.exists():
         return
     with storage_errors(f"the run folder {run.root} could not be written", "nothing was started"):
-        replace_file(run.dataset, manifest.sha256.encode() + b"\n")
+        record = DatasetRecord(classes=manifest.classes, dataset_sha256=manifest.sha256)
+        replace_file(run.dataset, record.to_bytes())
         replace_file(run.experiment, experiment.to_bytes())
     train = experiment.train
     tell(f"run {run.root}: {experiment.model.name} in {train.precision}, {train.lanes} lanes of "

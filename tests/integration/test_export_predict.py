@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from distrib.bundle import load_bundle
 from distrib.checkpoint import Checkpoint, write_checkpoint
 from distrib.config import Experiment
-from distrib.data.manifest import FILE_NAME, load_manifest
+from distrib.data.manifest import FILE_NAME, DatasetRecord, load_manifest
 from distrib.data.shards import ShardReader
 from distrib.data.transform import EvalTransform
 from distrib.decision import Threshold
@@ -59,7 +59,8 @@ def make_run(root: Path, dataset: Path, *, model: str = "small_cnn", ema: bool =
     run = RunDir(root)
     run.root.mkdir()
     run.experiment.write_bytes(validate(Experiment, document, "the test").to_bytes())
-    (run.root / "dataset.sha256").write_text(load_manifest(dataset).sha256 + "\n")
+    record = DatasetRecord(classes=classes, dataset_sha256=load_manifest(dataset).sha256)
+    run.dataset.write_bytes(record.to_bytes())
     torch.set_num_threads(1)  # fixtures of wider scope come before the automatic one
     torch.manual_seed(1)
     network = build_model(model, len(classes))

