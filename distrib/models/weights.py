@@ -89,9 +89,14 @@ def set_training(model: nn.Module) -> None:
     """Training mode, but for layers that are wholly frozen."""
     model.train()
     for module in model.modules():
-        own = list(module.parameters(recurse=False))
-        if own and not any(parameter.requires_grad for parameter in own):
+        if is_frozen(module):
             module.eval()
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Whether a layer has parameters of its own and none of them trains."""
+    own = list(module.parameters(recurse=False))
+    return bool(own) and not any(parameter.requires_grad for parameter in own)
 
 
 def _head_names(model: nn.Module) -> set[str]:

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distrib.data.keyed import key_of
 from distrib.data.stream import Batch
+from distrib.models.weights import is_frozen
 from distrib.train.reduction import Reduction
 
 _MODEL_RANDOMNESS = 11
@@ -98,8 +99,9 @@ class LaneStep:
 
 
 def averaged_buffers(model: nn.Module) -> list[Tensor]:
-    """Buffers that training changes and that are averaged over lanes: the floating-point ones."""
-    return [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    """Buffers that training changes and that are averaged over lanes: the floating-point ones of layers that train."""
+    return [buffer for module in model.modules() if not is_frozen(module)
+            for buffer in module.buffers(recurse=False) if buffer.is_floating_point()]
 
 
 def statistic_sizes(model: nn.Module) -> list[int]:
