@@ -108,7 +108,9 @@ def apply_overrides(document: dict[str, Any], overrides: Iterable[str]) -> dict[
                               "write for example --set train.lr=0.1")
         place = result
         for key in keys[:-1]:
-            inner = place.setdefault(key, {})
+            if place.get(key) is None:  # absent, or an empty section
+                place[key] = {}
+            inner = place[key]
             if not isinstance(inner, dict):
                 raise ConfigError(f"--set {override!r}: {key!r} is a value, not a section", "nothing was started",
                                   "check the key")

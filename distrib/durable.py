@@ -66,7 +66,7 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def publish_dir(staging: Path, final: Path) -> None:
-    """Atomically give a finished staging folder its final name. Raises OSError, also if that exists and is not empty."""
+    """Atomically give a finished staging folder its final name. Raises OSError, also if that is a folder of files."""
     fsync_dir(staging)
     os.rename(staging, final)
     fsync_dir(final.parent)
