@@ -240,7 +240,8 @@ def test_without_scores_the_newest_is_the_best(run: RunDir) -> None:
     assert best_checkpoint(run, quiet).step == 20
 
 
-@pytest.mark.parametrize(("keep_last", "kept"), [(1, [6, 3]), (2, [6, 5, 3]), (4, [6, 5, 4, 3]), (9, [6, 5, 4, 3, 2, 1])])
+@pytest.mark.parametrize(("keep_last", "kept"), [(1, [6, 3]), (2, [6, 5, 3]), (4, [6, 5, 4, 3]),
+                                                 (9, [6, 5, 4, 3, 2, 1])])
 def test_the_newest_and_the_best_are_kept(run: RunDir, keep_last: int, kept: list[int]) -> None:
     for step, score in ((1, 0.1), (2, None), (3, 0.9), (4, 0.9), (5, 0.2), (6, None)):
         write_checkpoint(run, made(step, score))

@@ -18,12 +18,13 @@ def picture(height: int, width: int) -> Pixels:
     """Smooth, and different in every direction and channel."""
     y, x = np.mgrid[:height, :width].astype(np.float64)
     channels = [255 * x / max(width - 1, 1), 255 * y / max(height - 1, 1), 127 + 100 * np.sin(x / 9 + y / 7)]
-    return np.rint(np.stack(channels, axis=2)).astype(np.uint8)
+    pixels: Pixels = np.rint(np.stack(channels, axis=2)).astype(np.uint8)
+    return pixels
 
 
 def encoded(pixels: Pixels, kind: str) -> bytes:
     with io.BytesIO() as file:
-        Image.fromarray(pixels).save(file, "JPEG" if kind == "jpg" else "PNG", **({"quality": 95} if kind == "jpg" else {}))
+        Image.fromarray(pixels).save(file, "JPEG" if kind == "jpg" else "PNG", quality=95)
         return file.getvalue()
 
 

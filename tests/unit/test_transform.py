@@ -113,7 +113,8 @@ def test_evaluation_takes_the_central_square() -> None:
     pixels = noise(20, 33)  # the square begins half a pixel off
     wide = np.concatenate([pixels, pixels[:, -1:]], axis=1)
     np.testing.assert_array_equal(EvalTransform(20)(png(wide), "png"), wide[:, 7:27])
-    np.testing.assert_array_equal(EvalTransform(20)(png(wide.transpose(1, 0, 2)), "png"), wide[:, 7:27].transpose(1, 0, 2))
+    tall = wide.transpose(1, 0, 2)
+    np.testing.assert_array_equal(EvalTransform(20)(png(tall), "png"), tall[7:27])
     np.testing.assert_array_equal(EvalTransform(10, 0.5)(png(wide), "png"), wide[5:15, 12:22])
 
 
