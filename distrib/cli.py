@@ -11,7 +11,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from distrib.entry import run_app, tell
+from distrib.entry import put, run_app, tell
+from distrib.errors import printable
 
 app = typer.Typer(
     name="distrib", help="Train image classifiers on clusters of CPUs.", no_args_is_help=True, add_completion=False,
@@ -29,7 +30,7 @@ def group() -> None:
 def answer(result: Any, as_json: bool) -> None:
     """The result on stdout, where it was asked for as JSON."""
     if as_json:
-        print(json.dumps(result, allow_nan=False), flush=True)
+        put(json.dumps(result, allow_nan=False))
 
 
 @app.command()
@@ -101,10 +102,15 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a model: one rank of a world, or a world of one."""
-    from distrib.train.run import run_train
     from distrib.world import read_world
 
     world = read_world()
+    if experiment is not None:
+        from distrib.config import load_experiment
+
+        load_experiment(experiment, override or [])  # a typo shows at once; torch takes seconds to import
+    from distrib.train.run import run_train
+
     result = run_train(experiment, override or [], run, world, tell if world.is_first else lambda _: None)
     if world.is_first:
         answer(result, as_json)
@@ -175,7 +181,8 @@ def predict(
     if not as_json:
         for entry in predictions:
             if entry["label"] is not None:
-                print(f"{entry['image']}: {entry['label']} ({entry['probabilities'][entry['label']]:.4f})")
+                probability = entry["probabilities"][entry["label"]]
+                put(printable(f"{entry['image']}: {entry['label']} ({probability:.4f})"))
     if (error := failure(predictions)) is not None:
         raise error
 

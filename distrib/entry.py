@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import typer
 
-from distrib.errors import DistribError
+from distrib.errors import ConfigError, DistribError, StorageError
 
 # typer carries a click of its own in some versions; the class of wrong arguments is known by its child.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -24,11 +25,34 @@ def tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def put(text: str, end: str = "\n") -> None:
+    """One line of the answer, on stdout. Raises StorageError, and BrokenPipeError where nobody reads it."""
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _silence_stdout()
+        raise StorageError(f"the answer could not be written to stdout: {error.strerror}", "it is not complete",
+                           "send it to a file on another disk") from error
+
+
+def _silence_stdout() -> None:
+    """What is still buffered goes nowhere, or Python would try to write it once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def run_app(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; see `distrib.errors` for the codes."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may not fit the terminal's encoding
     try:
-        code = app(sys.argv[1:] if arguments is None else list(arguments), prog_name=name, standalone_mode=False)
-        sys.stdout.flush()
+        # As a path it would be the current folder; what follows -- is another command's.
+        if "" in words[:words.index("--") if "--" in words else None]:
+            raise ConfigError("an argument is empty", "nothing was started", "check the variable that it came from")
+        code = app(words, prog_name=name, standalone_mode=False)
+        put("", end="")
         return code if isinstance(code, int) else 0
     except DistribError as error:
         report(error)
@@ -36,7 +60,7 @@ def run_app(app: typer.Typer, name: str, arguments: Sequence[str] | None = None)
     except typer.Exit as error:
         return error.exit_code
     except BrokenPipeError:  # whoever read our output has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _silence_stdout()
         return 128 + signal.SIGPIPE
     except (typer.Abort, KeyboardInterrupt):
         return 128 + signal.SIGINT
@@ -60,4 +84,4 @@ def _usage(error: Exception, name: str) -> str:
         return str(error)
     context = getattr(error, "ctx", None)
     path = context.command_path if context else name
-    return "error: " + DistribError(message, remedy=f"see `{path} --help`").one_line()
+    return "error: " + DistribError(message[:1].lower() + message[1:], remedy=f"see `{path} --help`").one_line()

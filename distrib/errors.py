@@ -40,10 +40,9 @@ class DistribError(Exception):
         """The parts as sentences on a single line; control characters in them are escaped."""
         parts = (part.strip().rstrip(".") for part in (self.fact, self.consequence, self.remedy))
         # Sentences after the first begin with a capital; the first follows "error: ".
-        sentences = ". ".join(part[:1].upper() + part[1:] if number else part
-                              for number, part in enumerate(filter(None, parts)))
-        # A file name may hold a newline or an escape sequence; the terminal must not obey it.
-        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentences) + "."
+        sentences = " ".join((part[:1].upper() + part[1:] if number else part) + ("" if part[-1] in "?!" else ".")
+                             for number, part in enumerate(filter(None, parts)))
+        return printable(sentences)
 
     def __reduce__(self) -> tuple[type[DistribError], tuple[str, str, str]]:
         return type(self), (self.fact, self.consequence, self.remedy)
@@ -99,12 +98,21 @@ class DivergedError(DistribError):
     exit_code = 3
 
 
+def printable(text: str) -> str:
+    """Text on one line: a file name may hold a newline or an escape sequence, which the terminal must not obey."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 _STORAGE_REMEDY = {
     errno.ENOSPC: "free some space, or choose another folder",
     errno.EDQUOT: "free some of your quota, or choose another folder",
     errno.EROFS: "choose a folder on a file system that is mounted for writing",
     errno.EACCES: "give yourself permission, or choose another folder",
     errno.EPERM: "give yourself permission, or choose another folder",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EEXIST: "choose another path: something else has that name",
+    errno.EISDIR: "choose another path: a folder has that name",
+    errno.EINVAL: "choose another path",
     errno.ENOTDIR: "choose a path whose parents are folders",
     errno.EIO: "check the disk or the network file system",
     errno.ESTALE: "check the network file system: it was mounted anew or the file was replaced",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,6 +66,10 @@ def run_evaluate(target: Path, *, data: Path | None = None, split: str = "test",
     world = world or World()
     if split not in SPLITS:
         raise ConfigError(f"--split {split!r} is unknown", "nothing was judged", f"choose one of {', '.join(SPLITS)}")
+    if bootstrap is not None and bootstrap < 0:
+        raise ConfigError(f"--bootstrap {bootstrap} is below 0", "nothing was judged", "give 0 to leave intervals out")
+    if predictions is not None and world.is_first:
+        _check_writable(predictions)
     with _subject(target, runtime, tell) as subject:
         folder = data or subject.experiment.data.dataset
         manifest = load_manifest(folder)
@@ -186,6 +192,16 @@ def _of_run(target: Path, tell: Tell) -> Subject:
 
 def _split(name: str) -> Split:
     return next(split for split in SPLITS if split == name)
+
+
+def _check_writable(predictions: Path) -> None:
+    """Raises StorageError, before hours of work, where the CSV could not be written after them."""
+    with storage_errors(f"the predictions {predictions} could not be written", "nothing was judged"):
+        if predictions.exists() and not predictions.is_file():
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        parent = next(folder for folder in predictions.absolute().parents if folder.exists())
+        if not parent.is_dir():
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(parent))
 
 
 def _write_predictions(path: Path, logits_NK: Logits, samples: SplitSamples, subject: Subject) -> None:

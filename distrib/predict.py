@@ -19,7 +19,7 @@ from distrib.data.image_files import images_below, read_image_file
 from distrib.data.ingest import IngestOptions, ingest
 from distrib.data.transform import EvalTransform
 from distrib.decision import decide, softmax
-from distrib.errors import BundleError, ConfigError, DataError, DistribError, DivergedError
+from distrib.errors import BundleError, ConfigError, DataError, DistribError, DivergedError, printable
 from distrib.runtimes.table import Runtime
 from distrib.scoring import Images
 
@@ -69,8 +69,8 @@ def failure(predictions: Sequence[dict[str, Any]]) -> DistribError | None:
     if not failed:
         return None
     more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-    return DataError(f"{failed[0]}{more}", f"{len(predictions) - len(failed)} of {len(predictions)} images were "
-                     "predicted", "replace the others, or leave them out")
+    return DataError(f"{failed[0].rstrip('.')}{more}",
+                     f"{len(predictions) - len(failed)} of {len(predictions)} images were predicted")
 
 
 def _files(images: Sequence[Path], tell: Callable[[str], None]) -> list[Path]:
@@ -84,7 +84,7 @@ def _files(images: Sequence[Path], tell: Callable[[str], None]) -> list[Path]:
             raise DataError(f"there is no image below {image}", "nothing was predicted",
                             "name another folder, or files")
         for note in notes:
-            tell(f"{image}: {note}")
+            tell(printable(f"{image}: {note}"))
         paths += [image / name for name in found]
     if not paths:
         raise ConfigError("no image is given", "nothing was predicted", "name image files, or folders of them")
@@ -109,7 +109,7 @@ class _Predictor:
         try:
             raw = read_image_file(path)
         except DataError as error:
-            raise DataError(f"{path} {error.fact}") from error
+            raise DataError(f"{path} {error.fact}", "it was not used", "check the path") from error
         canonical = ingest(raw, str(path), self._options)
         return self._transform(canonical.content, canonical.kind)
 

@@ -44,6 +44,10 @@ class World:
 def read_world(environment: Mapping[str, str] = os.environ) -> World:
     """The world that the launcher's environment describes; a world of one if there is none."""
     host = socket.gethostname()
+    if ("RANK" in environment) != ("WORLD_SIZE" in environment):
+        have, lack = ("RANK", "WORLD_SIZE") if "RANK" in environment else ("WORLD_SIZE", "RANK")
+        raise WorldError(f"{have}={environment[have]} is set, but {lack} is not", "nothing was started",
+                         f"start it with `launch run` or torchrun, or unset {have}")
     for rank_name, size_name, local_rank_name, local_size_name in _NAMES:
         if rank_name not in environment or size_name not in environment:
             continue

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distrib.entry import report, run_app
+from distrib.entry import put, report, run_app
 from distrib.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def plan(
     if as_json:
         import json
 
-        print(json.dumps(made.to_json(), indent=2))
+        put(json.dumps(made.to_json(), indent=2))
     else:
         from launch.show import show_plan
 

@@ -31,11 +31,11 @@ class Output:
         self._open: dict[int, _Pipe] = {}
         self._starts: dict[int, int] = {}
         with storage_errors("the folder for the ranks' output could not be made", "nothing was started"):
-            self._errors = Path(tempfile.mkdtemp(prefix="launch-errors-"))
             if folder:
                 folder.mkdir(parents=True, exist_ok=True)
             elif num_ranks > 1:
                 folder = Path(tempfile.mkdtemp(prefix="launch-"))
+            self._errors = Path(tempfile.mkdtemp(prefix="launch-errors-"))
         self.folder = folder
 
     def __enter__(self) -> Output:

@@ -129,7 +129,8 @@ def find_program(word: str, path: str) -> str:
             return str(file.absolute())
         what = "is a folder" if file.is_dir() else "is not executable" if file.exists() else "does not exist"
         raise ConfigError(f"the command {word} {what}", "nothing was started",
-                          "check its path" if not file.is_file() else "chmod +x it, or name its interpreter before it")
+                          "check its path" if not file.is_file() else
+                          "make it so with chmod +x, or name its interpreter before it")
     found = shutil.which(word, path=path) or shutil.which(word, path=str(Path(sys.executable).parent))
     if not found:
         raise ConfigError(f"the command {word!r} is neither on PATH nor beside {sys.executable}", "nothing was started",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -34,7 +35,7 @@ class Group:
         self.backend = choose_backend(backend)
         timeout = datetime.timedelta(seconds=timeout_s)
         name = backend_function(self.backend)(world)
-        with self._lost_peer("meeting the other ranks"):
+        with self._lost_peer("meeting the other ranks"), _no_meeting(world):
             store: Store = HashStore() if world.size == 1 else TCPStore(
                 world.master_addr, world.master_port, world.size,
                 is_master=world.is_first and not world.store_is_hosted, timeout=timeout, wait_for_workers=False,
@@ -105,6 +106,22 @@ class Group:
                              "another rank was lost, or never came",
                              "see that rank's own message; start again to go on from the newest checkpoint"
                              ) from error
+
+
+@contextmanager
+def _no_meeting(world: World) -> Iterator[None]:
+    """What prevents ranks from meeting though no peer is at fault, in plain words. Raises WorldError."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if "EADDRINUSE" in text or "address already in use" in text:
+            raise WorldError(f"port {world.master_port} of {world.master_addr} is taken by another program",
+                             "the ranks can not meet", "set MASTER_PORT to a free port, on every rank") from error
+        if (interface := re.search(r"Unable to find (?:address|interface) for: (\S+)", text)) is not None:
+            raise WorldError(f"the network interface {interface[1]} of {world.host} is not there or has no address",
+                             "the ranks can not meet", "correct GLOO_SOCKET_IFNAME, or unset it") from error
+        raise
 
 
 class Pending:

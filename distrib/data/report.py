@@ -17,6 +17,7 @@ from rich.table import Table
 
 from distrib.data.manifest import SPLITS, Manifest
 from distrib.data.split import torn_groups
+from distrib.errors import printable
 
 _LOG_EVERY_S = 10.0
 
@@ -54,7 +55,7 @@ class Progress:
 
 def say(line: str) -> None:
     """One line on stderr; control characters in it are escaped."""
-    print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line), file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def say_all(title: str, items: Sequence[tuple[str, str]]) -> None:

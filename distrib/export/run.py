@@ -62,9 +62,9 @@ def run_export(run: Path, *, out: Path, formats: Sequence[str] = ("torch", "onnx
     Raises BundleError, CheckpointError, ConfigError, DataError, MissingPartError, StorageError.
     """
     names = parse_formats(formats)
-    if tolerance <= 0 or num_samples < 1:
-        raise ConfigError(f"--tolerance {tolerance:g} and {num_samples} samples check nothing", "nothing was exported",
-                          "give numbers above 0")
+    if not 0 < tolerance < 1 or num_samples < 1:  # also of nan, which no difference exceeds
+        raise ConfigError(f"--tolerance {tolerance:g} and --samples {num_samples} check nothing",
+                          "nothing was exported", "give a tolerance between 0 and 1, and at least one sample")
     _refuse_existing(out)
     trained = load_trained(RunDir(run), tell)
     manifest = load_manifest(trained.experiment.data.dataset)

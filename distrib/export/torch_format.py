@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import torch
@@ -33,8 +34,10 @@ def trace(model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], sid
 def write(program: torch.export.ExportedProgram, folder: Path) -> list[Path]:
     """See `distrib.export.table.Write`."""
     path = folder / "model.pt2"
+    archive = io.BytesIO()  # torch's own file writer aborts the process where the disk is full
     with quiet():
-        torch.export.save(program, path)
+        torch.export.save(program, archive)
+    path.write_bytes(archive.getvalue())
     return [path]
 
 

@@ -9,6 +9,7 @@ number of threads. It costs nothing: ResNet-50 at 224 px on one AVX-512 core ran
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,6 +39,7 @@ def open_files(name: FormatName, files: Sequence[Path], side: int, threads: int 
 
     Raises MissingPartError, or BundleError if the runtime refuses the files or fails on a black image.
     """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # else onnxruntime reports its use to Microsoft, from 1.29 on
     where, package = _RUNTIMES[name]
     module, _, attribute = where.partition(":")
     try:
