@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 
 import numpy as np
@@ -93,6 +94,13 @@ def test_ranks_that_never_come_are_a_world_error() -> None:
     with pytest.raises(WorldError, match="rank 0 of 2 on node7 failed in meeting the other ranks"):
         Group(alone, timeout_s=0.5)
     assert not dist.is_initialized()
+
+
+def test_a_port_that_is_taken_is_told_from_a_lost_peer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(WorldError, match=rf"port {port} of 127\.0\.0\.1 is taken by another program"):
+            Group(World(0, 2, 0, 2, "127.0.0.1", port, "node7"), timeout_s=0.5)
 
 
 def test_a_collective_that_fails_names_the_rank() -> None:

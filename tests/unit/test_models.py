@@ -92,6 +92,14 @@ def test_a_library_that_is_not_installed_is_named(library: str, monkeypatch: pyt
         build_model(f"{library}/resnet18", 2)
 
 
+def test_a_library_built_for_another_torch_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "timm.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    with pytest.raises(MissingPartError, match="torchvision::nms does not exist"):
+        build_model("timm/vit_tiny", 2)
+
+
 def test_a_librarys_model_is_built_by_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
     timm = types.ModuleType("timm")
     timm.list_models = lambda: ["vit_tiny"]  # type: ignore[attr-defined]
@@ -114,6 +122,9 @@ def net(num_classes, dropout):
 def name(num_classes, dropout):
     return "no module"
 
+def fixed(size):
+    return nn.Linear(size, size)
+
 constant = 3
 """
 
@@ -127,7 +138,8 @@ def test_a_function_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert model[1].p == 0.25
     for name, message in (("users_models:none", "no attribute 'none'"), ("no_such_module:net", "No module named"),
                           ("users_models:name", "gave a str, not a torch module"),
-                          ("users_models:constant", "is a int, not a function"), ("os:path", "is a module")):
+                          ("users_models:constant", "is a int, not a function"),
+                          ("users_models:fixed", "does not take num_classes and dropout"), ("os:path", "is a module")):
         with pytest.raises(ConfigError, match=message) as caught:
             build_model(name, 4)
         assert repr(name) in caught.value.fact

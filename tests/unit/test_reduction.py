@@ -216,6 +216,22 @@ def test_frozen_parameters_get_no_gradient(group: Group) -> None:
         torch.testing.assert_close(got, torch.stack(list(lanes)).mean(0), rtol=1e-5, atol=1e-6)
 
 
+def test_gradients_in_another_memory_format_are_added_at_their_places(group: Group) -> None:
+    plain, turned = Setup(group, "exact"), Setup(group, "exact")
+    plain.run(batches())
+
+    def turn(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        if turned._lane != 0:  # the last lane's gradients are DDP's
+            parameter.grad = parameter.grad.contiguous()
+
+    convolution = turned.model[0].weight  # type: ignore[index]
+    convolution.register_post_accumulate_grad_hook(turn)
+    turned.run(batches())
+    assert convolution.stride() != convolution.detach().contiguous().stride()
+    assert all(torch.equal(a, b) for a, b in zip(plain.gradients(), turned.gradients(), strict=True))
+
+
 class Idle(nn.Module):
     """Has a parameter that its output does not depend on."""
 

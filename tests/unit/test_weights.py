@@ -30,6 +30,7 @@ def test_the_digest_sees_names_and_values_and_nothing_else() -> None:
         {**state, "b": state["b"] + torch.finfo(torch.float32).eps * 8},
         {**state, "a": torch.tensor(4)},
         {"x": state["b"], "a": state["a"], "c": state["c"]},
+        {"bb": state["b"], "a": state["a"], "c": state["c"]},  # in the same order as before
         {"b": state["b"], "a": state["a"]},
         {**state, "b": -state["b"]},
         {"a": state["b"], "b": state["a"], "c": state["c"]},

@@ -81,6 +81,12 @@ def test_broken_values_are_named(change: dict[str, str], named: str) -> None:
     assert caught.value.remedy
 
 
+@pytest.mark.parametrize("missing", ["RANK", "WORLD_SIZE"])
+def test_half_a_place_is_not_taken_for_a_world_of_one(missing: str) -> None:
+    with pytest.raises(WorldError, match=rf"is set, but {missing} is not"):
+        read_world({name: value for name, value in TORCHRUN.items() if name != missing})
+
+
 @pytest.mark.parametrize("missing", ["MASTER_ADDR", "MASTER_PORT"])
 @pytest.mark.parametrize("environment", [TORCHRUN, OPEN_MPI, INTEL_MPI, SLURM])
 def test_ranks_that_can_not_meet(environment: dict[str, str], missing: str) -> None:
