@@ -59,8 +59,9 @@ HUNDRED = ("--set", "train.steps=100", "--set", "evaluate.every_epochs=10", "--s
 
 
 @pytest.mark.parametrize(("optimizer", "precision", "sampling"),
-                         [("sgd", "fp32", "shuffle"), ("adamw", "bf16", "shuffle"), ("sgd", "bf16", "balanced"),
-                          ("adamw", "fp32", "balanced")])
+                         [("sgd", "fp32", "shuffle"), ("adamw", "bf16", "balanced"),
+                          pytest.param("adamw", "fp32", "balanced", marks=pytest.mark.soak),
+                          pytest.param("sgd", "bf16", "shuffle", marks=pytest.mark.soak)])
 def test_every_world_size_trains_the_same_model(start: Start, experiment: Path, tmp_path: Path, optimizer: str,
                                                 precision: str, sampling: str) -> None:
     results, ledgers = {}, {}
@@ -75,6 +76,13 @@ def test_every_world_size_trains_the_same_model(start: Start, experiment: Path, 
     assert len({result["best_score"] for result in results.values()}) == 1
     assert all(ledgers[size] == ledgers[1] for size in ledgers)
     assert len(ledgers[1]) == 100 * 8
+
+
+@pytest.mark.soak
+def test_every_world_size_up_to_the_number_of_lanes(start: Start, experiment: Path, tmp_path: Path) -> None:
+    digests = {train(start, size, experiment, *HUNDRED, "--run", tmp_path / str(size))["weights_sha256"]
+               for size in range(1, 9)}
+    assert len(digests) == 1
 
 
 def test_ordinary_sums_would_not_pass(start: Start, experiment: Path, tmp_path: Path) -> None:
