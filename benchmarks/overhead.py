@@ -1,11 +1,12 @@
 """What a whole training step costs over the bare compute loop: images/s of one over images/s of the other.
 
-    python benchmarks/overhead.py [--models resnet50,resnet18] [--rounds 6] [--images 600]
+    python benchmarks/overhead.py [--models resnet50,resnet18] [--rounds 6] [--images 600] [--cpu]
 
 The whole step reads real 600x450 JPEG shards (generated lesions), decodes and augments them, computes
 two lanes of 32 images, sums them exactly through DDP, updates the weights and writes the metrics. The
 bare loop computes the same two micro-batches from a tensor in memory and updates the weights. Both run in
-one process, on one core, in turns.
+one process, on one core, in turns. With --cpu, CPU seconds of the process, decoding included, stand in
+for the wall's: the same on an idle core, and fairer on one that other machines disturb.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import contextlib
 import os
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -53,7 +56,7 @@ def make_dataset(folder: Path, images: int) -> Path:
     return folder / "shards"
 
 
-def measure(model_name: str, dataset: Path, work: Path, rounds: int) -> None:
+def measure(model_name: str, dataset: Path, work: Path, rounds: int, clock: Callable[[], float]) -> None:
     manifest = load_manifest(dataset)
     samples = manifest.samples("train")
     steps = rounds + 4
@@ -107,7 +110,7 @@ def measure(model_name: str, dataset: Path, work: Path, rounds: int) -> None:
             bare_optimizer.step()
 
         whole()  # the first step is done twice, to find the exponents; DDP then arranges its buckets anew
-        taken = paired_rounds({"bare": bare, "whole": whole}, rounds)
+        taken = paired_rounds({"bare": bare, "whole": whole}, rounds, clock)
     middle, least, most = ratio(taken["bare"], taken["whole"])
     rate = LANES * LANE_BATCH / sorted(taken["whole"])[len(taken["whole"]) // 2]
     show(f"{model_name:10} {experiment.train.precision}  whole step {rate:6.2f} images/s  "
@@ -119,6 +122,7 @@ def main() -> None:
     parser.add_argument("--models", default="resnet50,resnet18")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--images", type=int, default=600)
+    parser.add_argument("--cpu", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         note("writing the images")
@@ -127,9 +131,10 @@ def main() -> None:
         torch.set_num_threads(1)
         allocator = os.environ.get("LD_PRELOAD") or "the system's malloc; `launch run` sets tcmalloc"
         show(f"{LANES} lanes of {LANE_BATCH}, {SIDE} px, core {core}, {allocator}; median (smallest to largest) of "
-             f"{options.rounds} pairs")
+             f"{options.rounds} pairs{', CPU seconds' if options.cpu else ''}")
         for name in options.models.split(","):
-            measure(name, dataset, Path(folder), options.rounds)
+            measure(name, dataset, Path(folder), options.rounds,
+                    time.process_time if options.cpu else time.perf_counter)
 
 
 if __name__ == "__main__":
