@@ -102,16 +102,14 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a model: one rank of a world, or a world of one."""
+    from distrib.train.settle import settle
     from distrib.world import read_world
 
     world = read_world()
-    if experiment is not None:
-        from distrib.config import load_experiment
+    settled = settle(experiment, override or [], run, world)
+    from distrib.train.run import run_train  # takes seconds to import
 
-        load_experiment(experiment, override or [])  # a typo shows at once; torch takes seconds to import
-    from distrib.train.run import run_train
-
-    result = run_train(experiment, override or [], run, world, tell if world.is_first else lambda _: None)
+    result = run_train(settled, world, tell if world.is_first else lambda _: None)
     if world.is_first:
         answer(result, as_json)
         how = "finished" if result["finished"] else "stopped, to go on later,"
@@ -159,9 +157,12 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write an inference bundle, if every format of it gives the model's own answers."""
-    from distrib.export.run import run_export
+    from distrib.export.wishes import check_wishes
 
     names = [name.strip() for name in formats.split(",") if name.strip()]
+    check_wishes(run, out, names, tolerance, samples)
+    from distrib.export.run import run_export  # takes seconds to import
+
     answer(run_export(run, out=out, formats=names, tolerance=tolerance, num_samples=samples, tell=tell), as_json)
 
 

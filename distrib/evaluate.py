@@ -25,8 +25,6 @@ from distrib.decision import Threshold, decide, softmax
 from distrib.documents import validate
 from distrib.durable import replace_file
 from distrib.errors import ConfigError, DataError, storage_errors
-from distrib.intervals import bootstrap_intervals
-from distrib.metrics import measure
 from distrib.rundir import RunDir
 from distrib.runtimes.table import Runtime
 from distrib.scoring import Forward, Logits, SumOverRanks, alone, compute_threads, score_split
@@ -81,6 +79,10 @@ def run_evaluate(target: Path, *, data: Path | None = None, split: str = "test",
                 rank=world.rank, size=world.size, workers=subject.workers, sum_over_ranks=sum_over_ranks,
                 decode_threads=subject.experiment.data.decode_threads,
             )
+    # scikit-learn takes a second to import: mistakes are told before, and export has no need of it.
+    from distrib.intervals import bootstrap_intervals
+    from distrib.metrics import measure
+
     config = subject.experiment.evaluate
     report = {
         "target": str(target), **subject.identity, "split": split, "dataset": str(folder),

@@ -31,11 +31,12 @@ from distrib.data.shards import ShardReader
 from distrib.data.transform import EvalTransform
 from distrib.decision import positive_index
 from distrib.durable import publish_dir, write_durable
-from distrib.errors import BundleError, ConfigError, DataError, storage_errors
+from distrib.errors import DataError, storage_errors
 from distrib.evaluate import check_classes
 from distrib.export.parity import compare, worst_of
-from distrib.export.table import parse_formats, write_format
+from distrib.export.table import write_format
 from distrib.export.torch_format import trace
+from distrib.export.wishes import check_wishes
 from distrib.forward import torch_forward
 from distrib.rundir import RunDir
 from distrib.runtimes.table import one_by_one, open_files
@@ -61,11 +62,7 @@ def run_export(run: Path, *, out: Path, formats: Sequence[str] = ("torch", "onnx
 
     Raises BundleError, CheckpointError, ConfigError, DataError, MissingPartError, StorageError.
     """
-    names = parse_formats(formats)
-    if not 0 < tolerance < 1 or num_samples < 1:  # also of nan, which no difference exceeds
-        raise ConfigError(f"--tolerance {tolerance:g} and --samples {num_samples} check nothing",
-                          "nothing was exported", "give a tolerance between 0 and 1, and at least one sample")
-    _refuse_existing(out)
+    names = check_wishes(run, out, formats, tolerance, num_samples)
     trained = load_trained(RunDir(run), tell)
     manifest = load_manifest(trained.experiment.data.dataset)
     check_classes(manifest, trained.classes, str(run))
@@ -97,12 +94,6 @@ def run_export(run: Path, *, out: Path, formats: Sequence[str] = ("torch", "onnx
             "bytes": sum(file.bytes for one in bundle.files.values() for file in one),
             "threshold": bundle.threshold.model_dump(mode="json") if bundle.threshold else None,
             "parity": bundle.parity.model_dump(mode="json")}
-
-
-def _refuse_existing(out: Path) -> None:
-    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise BundleError(f"{out} exists already", "nothing was written; it is as it was",
-                          "choose another --out, or remove it first")
 
 
 @contextmanager

@@ -7,9 +7,8 @@ import fcntl
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -19,13 +18,12 @@ from torch import nn
 from distrib.checkpoint import CheckpointWriter, newest_checkpoint
 from distrib.comm.group import Group
 from distrib.config import Experiment
-from distrib.data.manifest import FILE_NAME, DatasetRecord, Manifest, class_counts, load_manifest, read_record
+from distrib.data.manifest import DatasetRecord, Manifest, class_counts
 from distrib.data.order import carried_lanes
 from distrib.data.shards import ShardReader
 from distrib.data.stream import Stream
-from distrib.decision import positive_index
 from distrib.durable import replace_file
-from distrib.errors import CheckpointError, ConfigError, storage_errors
+from distrib.errors import CheckpointError, storage_errors
 from distrib.models.normalise import Normalise
 from distrib.models.weights import set_training, weights_sha256
 from distrib.rundir import RunDir
@@ -42,7 +40,8 @@ from distrib.train.optimise import (
     load_optimizer_tensors,
 )
 from distrib.train.reduction import REDUCTIONS, Reduction
-from distrib.train.resume import broadcast_tensors, settle_experiment
+from distrib.train.resume import broadcast_tensors
+from distrib.train.settle import Settled
 from distrib.train.step import LaneStep, statistic_sizes
 from distrib.world import World
 
@@ -50,17 +49,12 @@ Tell = Callable[[str], None]
 """Shows the user one line; does nothing on ranks other than 0."""
 
 
-def run_train(experiment_path: Path | None, overrides: Sequence[str], run_path: Path | None, world: World,
-              tell: Tell) -> dict[str, Any]:
+def run_train(settled: Settled, world: World, tell: Tell) -> dict[str, Any]:
     """Train, or go on where the run stopped. Collective over the world's ranks.
 
     Returns what `train --json` prints; the same on all ranks. Raises any DistribError.
     """
-    run = _run_folder(experiment_path, run_path)
-    experiment = settle_experiment(run, experiment_path, overrides)
-    manifest = load_manifest(experiment.data.dataset)
-    _check_world(experiment, world)
-    _check_dataset(run, experiment, manifest)
+    run, experiment, manifest = settled.run, settled.experiment, settled.manifest
     torch.set_num_threads(experiment.train.threads)
     _advise_threads(experiment, tell)
     with (
@@ -71,37 +65,12 @@ def run_train(experiment_path: Path | None, overrides: Sequence[str], run_path: 
         return _train(run, experiment, manifest, group, stop_wanted, tell)
 
 
-def _run_folder(experiment_path: Path | None, run_path: Path | None) -> RunDir:
-    if run_path is not None:
-        return RunDir(run_path)
-    if experiment_path is None:
-        raise ConfigError("neither an experiment nor --run is given", "there is nothing to train",
-                          "give EXPERIMENT.yaml, or --run DIR to go on with a run")
-    return RunDir(Path("runs") / experiment_path.stem)
-
-
-def _check_world(experiment: Experiment, world: World) -> None:
-    lanes = experiment.train.lanes
-    if world.size > lanes:
-        raise ConfigError(f"{world.size} ranks for train.lanes = {lanes}", "some ranks would have nothing to do",
-                          f"start at most {lanes} ranks, or begin a new run with more lanes")
-
-
 def _advise_threads(experiment: Experiment, tell: Tell) -> None:
     threads, cores = experiment.train.threads, len(os.sched_getaffinity(0))
     if cores > threads:
         tell(f"note: this rank may use {cores} cores and computes with train.threads = {threads}; more ranks use the "
              f"others with the same result (up to {experiment.train.lanes}; `launch run` starts them), more threads "
              "do with other last bits")
-
-
-def _check_dataset(run: RunDir, experiment: Experiment, manifest: Manifest) -> None:
-    """Raises ConfigError or CheckpointError unless these are data that the run can be trained on."""
-    positive_index(manifest.classes, experiment.evaluate.positive_class)
-    if run.experiment.exists() and read_record(run.dataset).dataset_sha256 != manifest.sha256:
-        raise CheckpointError(
-            f"the dataset {experiment.data.dataset / FILE_NAME} is not the one that {run.root} was begun with",
-            "the run was not continued", "give the same dataset, or train into another --run folder")
 
 
 def _begin(run: RunDir, experiment: Experiment, manifest: Manifest, tell: Tell) -> None:

@@ -13,7 +13,8 @@ from distrib.config import Experiment, load_experiment
 from distrib.errors import ConfigError
 from distrib.rundir import RunDir
 from distrib.train.precision import resolve_precision
-from distrib.train.resume import broadcast_tensors, settle_experiment
+from distrib.train.resume import broadcast_tensors
+from distrib.train.settle import settle_experiment
 from distrib.world import World
 
 

@@ -1,0 +1,25 @@
+"""What `distrib export` is asked for, checked before anything slow is imported or done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from distrib.bundle import FormatName
+from distrib.config import load_run_experiment
+from distrib.errors import BundleError, ConfigError
+from distrib.export.table import parse_formats
+from distrib.rundir import RunDir
+
+
+def check_wishes(run: Path, out: Path, formats: Sequence[str], tolerance: float, num_samples: int) -> list[FormatName]:
+    """The formats to write. Raises BundleError, CheckpointError or ConfigError for what can not be fulfilled."""
+    names = parse_formats(formats)
+    if not 0 < tolerance < 1 or num_samples < 1:  # also of nan, which no difference exceeds
+        raise ConfigError(f"--tolerance {tolerance:g} and --samples {num_samples} check nothing",
+                          "nothing was exported", "give a tolerance between 0 and 1, and at least one sample")
+    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+        raise BundleError(f"{out} exists already", "nothing was written; it is as it was",
+                          "choose another --out, or remove it first")
+    load_run_experiment(RunDir(run))
+    return names
