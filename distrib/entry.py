@@ -25,12 +25,17 @@ def tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+class ReaderGoneError(Exception):
+    """Whoever read our stdout has enough. No OSError: typer would end the program on that, with exit code 1."""
+
+
 def put(text: str, end: str = "\n") -> None:
-    """One line of the answer, on stdout. Raises StorageError, and BrokenPipeError where nobody reads it."""
+    """One line of the answer, on stdout. Raises StorageError, and ReaderGoneError where nobody reads it."""
     try:
         print(text, end=end, flush=True)
-    except BrokenPipeError:
-        raise
+    except BrokenPipeError as error:
+        _silence_stdout()
+        raise ReaderGoneError from error
     except OSError as error:
         _silence_stdout()
         raise StorageError(f"the answer could not be written to stdout: {error.strerror}", "it is not complete",
@@ -59,8 +64,7 @@ def run_app(app: typer.Typer, name: str, arguments: Sequence[str] | None = None)
         return error.exit_code
     except typer.Exit as error:
         return error.exit_code
-    except BrokenPipeError:  # whoever read our output has enough
-        _silence_stdout()
+    except ReaderGoneError:
         return 128 + signal.SIGPIPE
     except (typer.Abort, KeyboardInterrupt):
         return 128 + signal.SIGINT

@@ -382,13 +382,13 @@ def test_commands_that_can_not_run(launch: Launch) -> None:
 
 
 @pytest.mark.parametrize(("words", "told"), [
-    ([], "Missing command"),
-    (["rnu"], "No such command 'rnu'"),
+    ([], "missing command"),
+    (["rnu"], "no such command 'rnu'"),
     (["run"], "no `--`"),
     (["run", "{c}", "true"], "no `--`"),
-    (["run", "--", "true"], "Missing argument"),
-    (["run", "{c}", "--"], "Missing argument"),
-    (["run", "{c}", "--nodez", "2", "--", "true"], "No such option: --nodez"),
+    (["run", "--", "true"], "missing argument"),
+    (["run", "{c}", "--"], "missing argument"),
+    (["run", "{c}", "--nodez", "2", "--", "true"], "no such option: --nodez"),
     (["run", "{c}", "--nodes", "2", "--", "true"], "--nodes 2"),
     (["run", "{c}", "--nodes", "two", "--", "true"], "--nodes"),
     (["run", "{c}", "--ranks", "0", "--", "true"], "--ranks"),

@@ -207,7 +207,7 @@ def test_listed_images_that_are_not_there(tmp_path: Path) -> None:
     rows = [f"{path.stem},{path.parent.name}" for path in source.rglob("*.*g")]
     (tmp_path / "labels.csv").write_text("\n".join(["image,label", *rows, "gone,cat"]))
     options = {"labels": tmp_path / "labels.csv", "image_column": "image", "label_column": "label"}
-    with pytest.raises(DataError, match=r"1 of 41 images can not be used .*first: gone"):
+    with pytest.raises(DataError, match=r"1 of 41 images can not be used .*such as gone: "):
         run_prepare(source, tmp_path / "data", **options)  # type: ignore[arg-type]
     run_prepare(source, tmp_path / "data", on_bad="skip", **options)  # type: ignore[arg-type]
     assert [item.path for item in load_manifest(tmp_path / "data").excluded] == ["gone"]
