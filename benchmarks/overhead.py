@@ -41,7 +41,7 @@ from distrib.train.build import data_parallel, starting_model, training_order, t
 from distrib.train.log import RunLog  # noqa: E402
 from distrib.train.loop import Best, Trainer  # noqa: E402
 from distrib.train.optimise import build_optimizer, lane_loss  # noqa: E402
-from distrib.train.precision import resolve_precision  # noqa: E402
+from distrib.train.processor import resolve_precision  # noqa: E402
 from distrib.train.reduction import REDUCTIONS  # noqa: E402
 from distrib.train.step import LaneStep, statistic_sizes  # noqa: E402
 from distrib.world import World  # noqa: E402

@@ -13,7 +13,7 @@ from timing import one_core, paired_rounds, ratio, show
 
 from distrib.models.resnet import resnet50
 from distrib.train.exact import BlockScratch, add_quantised, dequantise
-from distrib.train.precision import resolve_precision
+from distrib.train.processor import resolve_precision
 
 BATCH, SIDE = 32, 224
 

@@ -130,7 +130,7 @@ class TrainConfig(Section):
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Largest norm of the whole gradient."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 autocast where the processor computes in it (AVX512_BF16 or AMX), else fp32."""
+    """auto: bf16 autocast where rank 0's processor is faster in it (AMX, or AVX512_BF16 of AMD), else fp32."""
     reduction: Literal["exact", "fast"] = "exact"
     """exact: lanes summed in fixed point, the same bits at any world size. fast: ordinary floating-point sums."""
     compile: bool = False

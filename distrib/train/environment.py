@@ -13,22 +13,24 @@ import torch
 from distrib import __version__
 from distrib.errors import CheckpointError, storage_errors
 from distrib.rundir import RunDir
-from distrib.train.precision import processor_flags
+from distrib.train.processor import read_processor
 from distrib.world import World
 
 _PACKAGES = ("torch", "numpy", "opencv-python-headless", "simplejpeg", "safetensors")
-_DECISIVE = ("processor", "torch_capability", "packages", "threads")
+DECISIVE = ("processor", "instruction_sets", "torch_capability", "packages", "threads")
+"""Which of them decide last bits."""
 
 
 def describe_environment(world: World, dataset_sha256: str) -> dict[str, Any]:
     """Plain JSON values about this process; local."""
+    processor = read_processor()
     return {
         "distrib": __version__,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
-        "processor": _processor(),
+        "processor": processor.name,
         "torch_capability": torch.backends.cpu.get_cpu_capability(),
-        "instruction_sets": sorted(f for f in processor_flags() if f.startswith(("avx512", "amx", "avx2"))),
+        "instruction_sets": sorted(f for f in processor.flags if f.startswith(("avx512", "amx", "avx2"))),
         "threads": torch.get_num_threads(),
         "world_size": world.size,
         "host": world.host,
@@ -45,7 +47,7 @@ def record_environment(run: RunDir, now: dict[str, Any], step: int) -> list[str]
             first = _parsed(run.environment, lines[0]) if lines else now
         with run.environment.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **now}) + "\n")
-    return [f"{name}: {first.get(name)} then, {now[name]} now" for name in _DECISIVE if first.get(name) != now[name]]
+    return [f"{name}: {first.get(name)} then, {now[name]} now" for name in DECISIVE if first.get(name) != now[name]]
 
 
 def _parsed(path: Path, line: bytes) -> dict[str, Any]:
@@ -61,13 +63,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        return platform.processor()
-    fields = (line.partition(":") for line in lines[:40])
-    found = {name.strip(): value.strip() for name, _, value in fields}
-    return " ".join(found.get(key, "") for key in ("vendor_id", "cpu family", "model", "model name")).strip()

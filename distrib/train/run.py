@@ -27,6 +27,7 @@ from distrib.errors import CheckpointError, storage_errors
 from distrib.models.normalise import Normalise
 from distrib.models.weights import set_training, weights_sha256
 from distrib.rundir import RunDir
+from distrib.train.agree import agree_on_experiment, warn_of_other_processors
 from distrib.train.build import data_parallel, starting_model, training_order, training_transform, validator
 from distrib.train.environment import describe_environment, record_environment
 from distrib.train.ledger import Ledger
@@ -54,15 +55,16 @@ def run_train(settled: Settled, world: World, tell: Tell) -> dict[str, Any]:
 
     Returns what `train --json` prints; the same on all ranks. Raises any DistribError.
     """
-    run, experiment, manifest = settled.run, settled.experiment, settled.manifest
-    torch.set_num_threads(experiment.train.threads)
-    _advise_threads(experiment, tell)
+    run, comm = settled.run, settled.experiment.comm
+    torch.set_num_threads(settled.experiment.train.threads)
+    _advise_threads(settled.experiment, tell)
     with (
-        Group(world, experiment.comm.backend, experiment.comm.timeout_s) as group,
+        Group(world, comm.backend, comm.timeout_s) as group,
         _run_lock(run) if world.is_first else contextlib.nullcontext(),
         _stop_requests() as stop_wanted,
     ):
-        return _train(run, experiment, manifest, group, stop_wanted, tell)
+        experiment = agree_on_experiment(settled, group)
+        return _train(run, experiment, settled.manifest, group, stop_wanted, tell)
 
 
 def _advise_threads(experiment: Experiment, tell: Tell) -> None:
@@ -147,11 +149,13 @@ def _train(run: RunDir, experiment: Experiment, manifest: Manifest, group: Group
                          seed=experiment.seed)
     steps = total_steps(experiment, len(samples))
     validate = validator(experiment, manifest, state.model, group)
+    environment = describe_environment(group.world, manifest.sha256)
+    warn_of_other_processors(environment, group, tell)
     with contextlib.ExitStack() as stack:
         log = writer = None
         if group.world.is_first:
             _begin(run, experiment, manifest, tell)
-            for difference in record_environment(run, describe_environment(group.world, manifest.sha256), state.step):
+            for difference in record_environment(run, environment, state.step):
                 tell(f"warning: the last bits may differ from an undisturbed run's: {difference}")
             log = stack.enter_context(RunLog(run, first_step=state.step, total_steps=steps))
             writer = CheckpointWriter(run, experiment.checkpoint.keep_last)

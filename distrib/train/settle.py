@@ -13,7 +13,6 @@ from distrib.decision import positive_index
 from distrib.documents import apply_overrides, validate
 from distrib.errors import CheckpointError, ConfigError
 from distrib.rundir import RunDir
-from distrib.train.precision import resolve_precision
 from distrib.world import World
 
 # Keys that do not change the model, so that a run may go on with other values.
@@ -27,7 +26,7 @@ class Settled:
 
     run: RunDir
     experiment: Experiment
-    """Resolved: nothing is left to this machine to decide."""
+    """Complete, but for a precision of auto in a new run: rank 0's processor decides that for all ranks."""
     manifest: Manifest
 
 
@@ -42,7 +41,7 @@ def settle(experiment_path: Path | None, overrides: Sequence[str], run_path: Pat
 
 
 def settle_experiment(run: RunDir, path: Path | None, overrides: Sequence[str]) -> Experiment:
-    """The resolved experiment to run: the file's, or the run's own when it goes on.
+    """The experiment to run: the file's, or the run's own when it goes on.
 
     Raises ConfigError if both exist and differ in a key that changes the model.
     """
@@ -50,18 +49,18 @@ def settle_experiment(run: RunDir, path: Path | None, overrides: Sequence[str]) 
         if path is None:
             raise ConfigError(f"{run.root} is no run to go on with", "there is nothing to train",
                               "give EXPERIMENT.yaml to begin one there")
-        return _resolved(load_experiment(path, overrides))
+        return load_experiment(path, overrides)
     begun = load_run_experiment(run)
     if path is not None:
         wanted = load_experiment(path, overrides)
     else:
         wanted = validate(Experiment, apply_overrides(begun.model_dump(mode="json"), overrides), str(run.experiment))
     if wanted.train.precision == "auto":  # whatever it meant where the run was begun
-        wanted = _with_precision(wanted, begun.train.precision)
-    differences = [name for name in _differences(begun.model_dump(mode="json"), wanted.model_dump(mode="json"))
-                   if not name.startswith(_FREE)]
-    if differences:
-        raise ConfigError(f"{run.root} was begun with another {', '.join(differences)}", "the run was not continued",
+        wanted = with_precision(wanted, begun.train.precision)
+    changed = [name for name in differences(begun.model_dump(mode="json"), wanted.model_dump(mode="json"))
+               if not name.startswith(_FREE)]
+    if changed:
+        raise ConfigError(f"{run.root} was begun with another {', '.join(changed)}", "the run was not continued",
                           "give another --run folder, or the run's own values")
     return wanted
 
@@ -91,18 +90,16 @@ def _check_dataset(run: RunDir, experiment: Experiment, manifest: Manifest) -> N
             "the run was not continued", "give the same dataset, or train into another --run folder")
 
 
-def _resolved(experiment: Experiment) -> Experiment:
-    return _with_precision(experiment, resolve_precision(experiment.train.precision))
-
-
-def _with_precision(experiment: Experiment, precision: str) -> Experiment:
+def with_precision(experiment: Experiment, precision: str) -> Experiment:
+    """A copy that computes in another precision."""
     return experiment.model_copy(update={"train": experiment.train.model_copy(update={"precision": precision})})
 
 
-def _differences(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def differences(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of the keys whose values differ, in order."""
     for key in sorted(first.keys() | second.keys()):
         one, other = first.get(key), second.get(key)
         if isinstance(one, dict) and isinstance(other, dict):
-            yield from _differences(one, other, f"{prefix}{key}.")
+            yield from differences(one, other, f"{prefix}{key}.")
         elif one != other:
             yield f"{prefix}{key}"

@@ -222,6 +222,20 @@ def test_a_broken_image_stops_the_run_naming_it(start: Start, experiment: Path, 
     assert "Traceback" not in err
 
 
+def test_ranks_that_were_given_different_experiments_train_nothing(start: Start, experiment: Path,
+                                                                 tmp_path: Path) -> None:
+    port = free_port()
+    ranks = [start(sys.executable, "-m", "distrib", "train", experiment, "--run", tmp_path / "run", "--set",
+                   f"train.lr=0.{rank + 1}", RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank),
+                   LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)) for rank in range(2)]
+    for rank in ranks:
+        _, err = rank.communicate(timeout=LIMIT_S)
+        assert rank.returncode == 2
+        assert "error: rank 1 on " in err
+        assert "has another train.lr than rank 0" in err
+    assert not (tmp_path / "run").exists()
+
+
 def test_two_trainings_do_not_share_a_folder(start: Start, experiment: Path, tmp_path: Path) -> None:
     arguments = (experiment, "--set", "train.epochs=300", "--set", "train.ledger=true", "--run", tmp_path / "run")
     first = start_world(start, 1, *arguments)[0]

@@ -12,7 +12,6 @@ from distrib.comm.group import Group
 from distrib.config import Experiment, load_experiment
 from distrib.errors import ConfigError
 from distrib.rundir import RunDir
-from distrib.train.precision import resolve_precision
 from distrib.train.resume import broadcast_tensors
 from distrib.train.settle import settle_experiment
 from distrib.world import World
@@ -30,12 +29,10 @@ def begin(run: RunDir, path: Path, *overrides: str) -> Experiment:
     return experiment
 
 
-def test_a_new_run_takes_the_file_with_its_precision_resolved(run: RunDir, experiment: Path) -> None:
-    settled = settle_experiment(run, experiment, ["train.precision=auto", "train.lr=1e-3"])
-    assert settled.train.precision == resolve_precision("auto")
+def test_a_new_run_takes_the_file(run: RunDir, experiment: Path) -> None:
+    settled = settle_experiment(run, experiment, ["train.lr=1e-3"])
+    assert settled == load_experiment(experiment, ["train.lr=1e-3"])
     assert settled.train.lr == 1e-3
-    plain = load_experiment(experiment, ["train.lr=1e-3", f"train.precision={settled.train.precision}"])
-    assert settled == plain
     assert not run.root.exists()
 
 

@@ -1,0 +1,68 @@
+"""Before the first step: all ranks were given the same, or the model of all would be spoilt by one of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from distrib.comm.group import Group
+from distrib.config import Experiment
+from distrib.errors import ConfigError
+from distrib.train.environment import DECISIVE
+from distrib.train.processor import resolve_precision
+from distrib.train.settle import Settled, differences, with_precision
+
+_LINE_BYTES = 512
+# What every node may have its own value of: where things lie, and how they are read.
+_LOCAL = ("data.dataset", "data.decode_threads", "data.prefetch_steps", "model.weights")
+
+
+def agree_on_experiment(settled: Settled, group: Group) -> Experiment:
+    """Collective: the experiment that all ranks train, its precision resolved for rank 0's processor.
+
+    Raises ConfigError, on every rank, naming the first one that was given another experiment or dataset.
+    """
+    wish = settled.experiment.train.precision
+    experiment = with_precision(settled.experiment, resolve_precision(wish))
+    theirs = _of_rank_0(group, {**experiment.model_dump(mode="json"), "dataset_sha256": settled.manifest.sha256})
+    if wish == "auto":
+        experiment = with_precision(experiment, theirs["train"]["precision"])
+    mine = {**experiment.model_dump(mode="json"), "dataset_sha256": settled.manifest.sha256}
+    named = [name for name in differences(theirs, mine) if not name.startswith(_LOCAL)]
+    odd = _first_odd_one(group, ", ".join(named))
+    if odd is not None:
+        raise ConfigError(f"{odd} than rank 0", "one model can not be trained from two experiments",
+                          "give every node the same experiment, dataset and overrides")
+    return experiment
+
+
+def warn_of_other_processors(environment: Mapping[str, Any], group: Group, tell: Callable[[str], None]) -> None:
+    """Collective: one line if a rank's processor, libraries or threads would compute other last bits than rank 0's."""
+    theirs = _of_rank_0(group, environment)
+    named = [name for name in DECISIVE if theirs[name] != environment[name]]
+    odd = _first_odd_one(group, ", ".join(f"{name} ({environment[name]})" for name in named))
+    if odd is not None:
+        tell(f"warning: {odd} than rank 0: the last bits of the model depend on which rank carries which lane")
+
+
+def _of_rank_0(group: Group, document: Mapping[str, Any]) -> dict[str, Any]:
+    content = group.broadcast_bytes(json.dumps(document).encode() if group.world.is_first else None)
+    received: dict[str, Any] = json.loads(content)
+    return received
+
+
+def _first_odd_one(group: Group, what: str) -> str | None:
+    """"rank 3 on HOST has another WHAT" of the lowest rank that has something to say; the same on all ranks."""
+    lowest = torch.tensor([-(group.rank if what else group.size)])
+    group.all_reduce(lowest, "max")
+    if -int(lowest) == group.size:
+        return None
+    line = torch.zeros(_LINE_BYTES, dtype=torch.int32)
+    if -int(lowest) == group.rank:
+        text = f"rank {group.rank} on {group.world.host} has another {what}".encode()[:_LINE_BYTES]
+        line[:len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    group.all_reduce(line)
+    return line.to(torch.uint8).numpy().tobytes().rstrip(b"\0").decode(errors="ignore")
