@@ -19,6 +19,7 @@ import time
 
 from timing import note, one_core, show
 
+from distrib.train.processor import read_processor
 from launch.allocator import choose_allocator
 from launch.settings import settings_for
 
@@ -27,6 +28,7 @@ BATCH, SIDE, GEMM = 32, 224, 2048
 SETTINGS = {
     "fp32": (False, False, False, False),
     "fp32, channels last": (False, True, False, False),
+    "fp32, channels last, fused, launch": (False, True, True, True),
     "bf16, channels last": (True, True, False, False),
     "bf16, channels last, fused SGD": (True, True, True, False),
     "the same under launch": (True, True, True, True),
@@ -50,7 +52,7 @@ def child(name: str) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=fused)
     images_NCHW = torch.randn(BATCH, 3, SIDE, SIDE).to(memory_format=layout)
     labels_N = torch.randint(0, 1000, (BATCH,))
-    a, b = torch.randn(GEMM, GEMM).bfloat16(), torch.randn(GEMM, GEMM).bfloat16()
+    a, b = torch.randn(GEMM, GEMM), torch.randn(GEMM, GEMM)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -62,18 +64,22 @@ def child(name: str) -> None:
     with FlopCounterMode(display=False) as counter:
         step()
     flop = counter.get_total_flops()
-    gemm_flop_s: list[float] = []
-    for _ in sys.stdin:
-        rates = []
+
+    def gemm_flop_s(dtype: torch.dtype) -> float:
+        left, right = a.to(dtype), b.to(dtype)
+        seconds = []
         for _ in range(7):
             start = time.perf_counter()
-            a @ b
-            rates.append(2 * GEMM**3 / (time.perf_counter() - start))
+            left @ right
+            seconds.append(time.perf_counter() - start)
+        return 2 * GEMM**3 / statistics.median(seconds)
+
+    for _ in sys.stdin:
+        answer = {"flop": flop, "fp32": gemm_flop_s(torch.float32), "bf16": gemm_flop_s(torch.bfloat16)}
         start = time.perf_counter()
         step()
-        step_s = time.perf_counter() - start
-        gemm_flop_s.append(statistics.median(rates))
-        print(json.dumps({"step_s": step_s, "gemm": gemm_flop_s[-1], "flop": flop}), flush=True)
+        answer["step_s"] = time.perf_counter() - start
+        print(json.dumps(answer), flush=True)
 
 
 def start(name: str) -> subprocess.Popen[str]:
@@ -119,21 +125,27 @@ def main() -> None:
     first = [answer["step_s"] for answer in taken[next(iter(SETTINGS))]]
     rows = []
     for name, answers in taken.items():
+        def of_gemm(kind: str, answers: list[dict[str, float]] = answers) -> float:
+            return statistics.median(a["flop"] / a["step_s"] / a[kind] for a in answers)
+
         rows.append({
             "setting": name,
             "images_per_s": statistics.median(BATCH / answer["step_s"] for answer in answers),
             "over_first": statistics.median(a / b["step_s"] for a, b in zip(first, answers, strict=True)),
-            "of_gemm": statistics.median(a["flop"] / a["step_s"] / a["gemm"] for a in answers),
-            "gemm_gflop_s": statistics.median(answer["gemm"] for answer in answers) / 1e9,
+            "of_bf16_gemm": of_gemm("bf16"),
+            "of_fp32_gemm": of_gemm("fp32"),
         })
+    rates = {kind: statistics.median(answer[kind] for answers in taken.values() for answer in answers) / 1e9
+             for kind in ("fp32", "bf16")}
     if options.json:
-        show(json.dumps(rows))
+        show(json.dumps({"gemm_gflop_s": rates, "settings": rows}))
         return
-    show(f"ResNet-50, {SIDE} px, batch {BATCH}, one core, {options.rounds} rounds; medians")
-    show(f"{'setting':34}{'images/s':>10}{'x first':>9}{'of bf16 GEMM':>14}{'GEMM GFLOP/s':>14}")
+    show(f"ResNet-50, {SIDE} px, batch {BATCH}, one core of {read_processor().name}, {options.rounds} rounds; medians; "
+         f"GEMM: {rates['fp32']:.0f} GFLOP/s in fp32, {rates['bf16']:.0f} in bf16")
+    show(f"{'setting':36}{'images/s':>10}{'x first':>9}{'of bf16 GEMM':>14}{'of fp32 GEMM':>14}")
     for row in rows:
-        show(f"{row['setting']:34}{row['images_per_s']:10.2f}{row['over_first']:9.2f}{row['of_gemm']:14.3f}"
-             f"{row['gemm_gflop_s']:14.0f}")
+        show(f"{row['setting']:36}{row['images_per_s']:10.2f}{row['over_first']:9.2f}{row['of_bf16_gemm']:14.3f}"
+             f"{row['of_fp32_gemm']:14.3f}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from timing import one_core, paired_rounds, ratio, show
 
 from distrib.models.resnet import resnet50
-from distrib.train.exact import BlockScratch, add_quantised, dequantise
+from distrib.train.fixed_point import FixedPoint
 from distrib.train.processor import resolve_precision
 
 BATCH, SIDE = 32, 224
@@ -31,7 +31,7 @@ def main() -> None:
     sizes = [parameter.numel() for parameter in model.parameters()]
     gradients = [torch.randn(size) * 1e-3 for size in sizes]
     totals = [torch.zeros(size, dtype=torch.int32) for size in sizes]
-    scratch = BlockScratch()
+    fixed_point = FixedPoint()
 
     def compute() -> None:
         model.zero_grad(set_to_none=True)
@@ -41,9 +41,9 @@ def main() -> None:
 
     def quantise() -> None:
         for gradient, total in zip(gradients, totals, strict=True):
-            add_quantised(gradient, 2.0**30, total, total, scratch)
+            fixed_point.add(gradient, 2.0**30, total, total)
         for gradient, total in zip(gradients, totals, strict=True):
-            dequantise(total, 2.0**-30, gradient)
+            fixed_point.read(total, 2.0**-30, gradient)
 
     taken = paired_rounds({"compute": compute, "quantise": quantise}, options.rounds)
     middle, least, most = ratio(taken["quantise"], taken["compute"])

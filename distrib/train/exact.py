@@ -26,9 +26,6 @@ SLACK = 2
 _LOWEST, _HIGHEST = -80, 90
 LIMIT = 2.0 ** (_HIGHEST + MARGIN)
 """Magnitudes beyond this have no exponent; they count as not finite."""
-# Elements handled at a time: values, products and integers of a block stay in the second-level cache,
-# so that each value is fetched from memory once.
-_BLOCK = 1 << 16
 
 
 @dataclass
@@ -67,44 +64,6 @@ def scale_bits(lanes: int, word_bits: int) -> int:
 def power_of_two(exponent: int, bits: int) -> float:
     """The scale 2**(bits - MARGIN - exponent) that turns |value| <= 2**(exponent + MARGIN) into <= 2**bits."""
     return math.ldexp(1.0, bits - MARGIN - exponent)
-
-
-class BlockScratch:
-    """Working memory for one block."""
-
-    def __init__(self) -> None:
-        self.product = torch.empty(_BLOCK)
-        self.integer = torch.empty(_BLOCK, dtype=torch.int32)
-        self.extremes = torch.empty(2, 1 << 14)
-
-
-def add_quantised(values: Tensor, scale: float, total: Tensor, out: Tensor | None, scratch: BlockScratch) -> Tensor:
-    """``out = total + round(values * scale)``, block by block; returns max |values| (0-d).
-
-    values: float32, total and out: int32, all 1-d contiguous of one length. ``out`` may be ``total``;
-    ``total`` is not read when ``out`` is None, and is overwritten by the rounded values instead.
-    A value that is not finite makes the returned magnitude not finite.
-    """
-    count = values.numel()
-    blocks = -(-count // _BLOCK)
-    extremes = scratch.extremes if blocks <= scratch.extremes.shape[1] else torch.empty(2, blocks)
-    for number, start in enumerate(range(0, count, _BLOCK)):
-        block = values[start : start + _BLOCK]
-        size = block.numel()
-        torch.aminmax(block, out=(extremes[0, number], extremes[1, number]))
-        product = torch.mul(block, scale, out=scratch.product[:size]).round_()
-        if out is None:
-            total[start : start + size].copy_(product)
-        else:
-            integer = scratch.integer[:size].copy_(product)
-            torch.add(total[start : start + size], integer, out=out[start : start + size])
-    return extremes[:, :blocks].abs().max() if blocks else torch.zeros(())
-
-
-def dequantise(total: Tensor, factor: float, out: Tensor) -> None:
-    """``out = total * factor``, block by block; int32 to float32, both 1-d contiguous of one length."""
-    for start in range(0, total.numel(), _BLOCK):
-        out[start : start + _BLOCK].copy_(total[start : start + _BLOCK]).mul_(factor)
 
 
 class ExactVector:

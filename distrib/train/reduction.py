@@ -17,16 +17,8 @@ from torch._C._distributed_c10d import GradBucket
 from torch.nn.parallel import DistributedDataParallel
 
 from distrib.comm.group import Group, Pending
-from distrib.train.exact import (
-    LIMIT,
-    BlockScratch,
-    ExactVector,
-    Exponents,
-    add_quantised,
-    dequantise,
-    power_of_two,
-    scale_bits,
-)
+from distrib.train.exact import LIMIT, ExactVector, Exponents, power_of_two, scale_bits
+from distrib.train.fixed_point import FixedPoint
 
 
 @dataclass(frozen=True)
@@ -99,10 +91,10 @@ class ExactReduction:
         self._bits = scale_bits(lanes, 32)
         self._exponents = Exponents.unknown(len(parameters))
         self._statistics = ExactVector(statistic_sizes, lanes)
-        self._scratch = BlockScratch()
+        self._fixed_point = FixedPoint(torch.get_num_threads())
         self._accumulators: list[Tensor | None] = [None] * len(parameters)
         self._filled = False
-        self._peaks = torch.zeros(len(parameters))
+        self._peaks = [0.0] * len(parameters)
         self._integers: dict[int, Tensor] = {}
         self._buckets: list[_Bucket] = []
 
@@ -112,7 +104,7 @@ class ExactReduction:
 
     def begin(self) -> None:
         self._statistics.clear()
-        self._peaks.zero_()
+        self._peaks = [0.0] * len(self._parameters)
         self._buckets.clear()
         self._filled = False
 
@@ -137,7 +129,7 @@ class ExactReduction:
     def finish(self, stop: bool) -> Sums:
         statistics = self._statistics
         # Everything that is a maximum travels in one small message, beside the sums of the statistics.
-        maxima = torch.cat([self._peaks, statistics.peaks, torch.tensor([float(stop)])])
+        maxima = torch.cat([torch.tensor(self._peaks), statistics.peaks, torch.tensor([float(stop)])])
         maxima = torch.where(maxima <= LIMIT, maxima, math.inf)  # a maximum may lose a NaN, but no infinity
         waiting = [self._group.start_all_reduce(maxima, "max"), self._group.start_all_reduce(statistics.total)]
         for pending in (*waiting, *(bucket.pending for bucket in self._buckets)):
@@ -165,9 +157,7 @@ class ExactReduction:
 
     def _add(self, number: int, values: Tensor, total: Tensor, out: Tensor | None) -> None:
         scale = power_of_two(self._exponents.values[number], self._bits)
-        peak = add_quantised(values, scale, total, out, self._scratch)
-        # torch.maximum keeps a NaN whichever side it is on.
-        self._peaks[number] = torch.maximum(self._peaks[number], peak)
+        self._peaks[number] = max(self._peaks[number], self._fixed_point.add(values, scale, total, out))
 
     def _send(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
         """DDP's hook: quantise a bucket of the last lane, join the lanes before it, start to add over ranks."""
@@ -193,7 +183,7 @@ class ExactReduction:
         for bucket in self._buckets:
             for parameter, part in _parts(bucket.parameters):
                 scale = power_of_two(self._exponents.values[self._number[id(parameter)]], self._bits)
-                dequantise(bucket.integers[part], 1.0 / (scale * self._lanes), bucket.buffer[part])
+                self._fixed_point.read(bucket.integers[part], 1.0 / (scale * self._lanes), bucket.buffer[part])
 
 
 class FastReduction:
