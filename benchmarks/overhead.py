@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -115,6 +117,10 @@ def measure(model_name: str, dataset: Path, work: Path, rounds: int, clock: Call
     rate = LANES * LANE_BATCH / sorted(taken["whole"])[len(taken["whole"]) // 2]
     show(f"{model_name:10} {experiment.train.precision}  whole step {rate:6.2f} images/s  "
          f"over the bare loop: {middle:.3f} ({least:.3f} to {most:.3f})")
+    records = [json.loads(line) for line in run.metrics.read_text().splitlines()][-rounds:]
+    split = {name: statistics.median(r[f"{name}_s"] / r["step_s"] for r in records)
+             for name in ("data", "compute", "communication", "rest")}
+    show("           wall of a whole step: " + ", ".join(f"{name} {100 * part:.2f}%" for name, part in split.items()))
 
 
 def main() -> None:

@@ -25,4 +25,4 @@ class Normalise(nn.Module):
 
     def forward(self, images_NHWC: Tensor) -> Tensor:
         # NHWC seen as NCHW is what torch calls channels_last: nothing is moved.
-        return images_NHWC.permute(0, 3, 1, 2).to(torch.float32) * self.scale_C11 + self.shift_C11
+        return images_NHWC.permute(0, 3, 1, 2).to(torch.float32).mul_(self.scale_C11).add_(self.shift_C11)
