@@ -40,8 +40,8 @@ def main() -> None:
         folder = options.out or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         subprocess.run([sys.executable, ROOT / "examples/digits/make_digits.py", folder / "digits"], check=True)
-        run(BIN / "distrib", "prepare", folder / "digits", "--labels", folder / "digits/labels.csv", "--image-column",
-            "image", "--label-column", "label", "--out", folder / "dataset", "--json")
+        run(BIN / "distrib", "prepare", folder / "digits/images", "--labels", folder / "digits/labels.csv",
+            "--image-column", "image", "--label-column", "label", "--out", folder / "dataset", "--json")
         accuracies: dict[str, list[float]] = {"exact": [], "fast": []}
         for seed in range(options.seeds):
             for reduction, found in accuracies.items():

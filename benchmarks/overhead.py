@@ -1,6 +1,6 @@
 """What a whole training step costs over the bare compute loop: images/s of one over images/s of the other.
 
-    python benchmarks/overhead.py [--models resnet50,resnet18] [--rounds 6] [--images 600] [--cpu]
+    python benchmarks/overhead.py [--models resnet50,resnet18] [--rounds 12] [--images 600] [--cpu]
 
 The whole step reads real 600x450 JPEG shards (generated lesions), decodes and augments them, computes
 two lanes of 32 images, sums them exactly through DDP, updates the weights and writes the metrics. The
@@ -126,7 +126,7 @@ def measure(model_name: str, dataset: Path, work: Path, rounds: int, clock: Call
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="resnet50,resnet18")
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--images", type=int, default=600)
     parser.add_argument("--cpu", action="store_true")
     options = parser.parse_args()
