@@ -96,6 +96,12 @@ def test_ranks_that_never_come_are_a_world_error() -> None:
     assert not dist.is_initialized()
 
 
+def test_ranks_without_a_place_to_meet_are_told_so() -> None:
+    with pytest.raises(WorldError, match="SLURM_NTASKS=2, but MASTER_ADDR and MASTER_PORT are not set"):
+        Group(World(1, 2, 1, 2, "", 0, "node7", launcher="Slurm"), timeout_s=0.5)
+    assert not dist.is_initialized()
+
+
 def test_a_port_that_is_taken_is_told_from_a_lost_peer() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
