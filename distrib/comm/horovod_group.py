@@ -56,6 +56,12 @@ class HorovodGroup(ProcessGroup):
     def getBackendName(self) -> str:  # noqa: N802  # c10d's own name
         return "horovod"
 
+    def getGroupName(self) -> str:  # noqa: N802
+        return self._name
+
+    def setGroupName(self, name: str) -> None:  # noqa: N802
+        self._name = name
+
     @property
     def _device_types(self) -> list[torch.device]:
         return [torch.device("cpu")]
@@ -175,9 +181,8 @@ class HorovodGroup(ProcessGroup):
         del opts
         if not output.is_contiguous():
             raise RuntimeError("all_to_all_single wants a contiguous output")
-        size = self.size()
-        return self.alltoall(list(output.split(output_splits or output.shape[0] // size)),
-                             list(input.split(input_splits or input.shape[0] // size)))
+        equal = [output.shape[0] // self.size()] * self.size(), [input.shape[0] // self.size()] * self.size()
+        return self.alltoall(list(output.split(output_splits or equal[0])), list(input.split(input_splits or equal[1])))
 
     def send(self, *_: object) -> HorovodWork:  # type: ignore[override]
         raise RuntimeError("Horovod has no point-to-point messages; use a collective, or comm.backend = gloo")

@@ -380,7 +380,8 @@ def main() -> None:
         elif part == "lateness":
             results = lateness(group)
         else:
-            results = death(group, *part.split(":")[1:2], int(part.split(":")[2]))
+            _, when, victim = part.split(":")
+            results = death(group, when, int(victim))
         print(json.dumps(results), flush=True)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from distrib.comm.gloo import prepare
 from distrib.comm.group import Group
 from distrib.comm.table import BACKENDS, choose_backend
+from distrib.config import CommConfig
 from distrib.errors import ConfigError, WorldError
 from distrib.world import World
 
@@ -114,3 +116,7 @@ def test_a_collective_that_fails_names_the_rank() -> None:
         pass
     with pytest.raises(WorldError, match="rank 0 of 1 on localhost failed in an all-reduce"):
         group.all_reduce(torch.zeros(2))
+
+
+def test_an_experiment_may_name_every_backend_of_the_table() -> None:
+    assert get_args(CommConfig.model_fields["backend"].annotation) == ("auto", *BACKENDS)
