@@ -47,7 +47,7 @@ def build(tell: Tell) -> None:
     folder = _cache() / _key()
     with storage_errors("the cache of wheels could not be written", "Horovod was not built"):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(folder.with_suffix(".lock"), tell):
+        with _lock(folder.with_name(folder.name + ".lock"), tell):
             if (wheel := _wheel_in(folder)) is None:
                 tell(f"building Horovod {RELEASE}; this takes about five minutes")
                 wheel = _build_into(folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
 from distrib.errors import ConfigError
 from distrib.world import World
@@ -51,5 +50,5 @@ def announcer(name: str) -> Callable[[bytes | None], bytes] | None:
 
     The function is collective; ranks other than 0 pass None.
     """
-    announce: Any = getattr(backend_module(name), "announce", None)
+    announce: Callable[[bytes | None], bytes] | None = getattr(backend_module(name), "announce", None)
     return announce

@@ -6,6 +6,7 @@ null. What a check compares with is computed here, from all ranks' inputs, witho
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,12 +64,18 @@ def same(result: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(result.to(expected.dtype), expected, rtol=tolerance, atol=tolerance)
 
 
+def all_same(results: list[Tensor], expected: list[Tensor]) -> None:
+    for result, wanted in zip(results, expected, strict=True):
+        same(result, wanted)
+
+
 class Checks:
     """What every backend must do, on one group."""
 
     def __init__(self, group: Group, refused: set[str]) -> None:
         self.rank, self.size, self.refused = group.rank, group.size, refused
         self.results: Results = {}
+        self.begun: list[tuple[dist.Work, Callable[[], None]]] = []
 
     def run(self, name: str, check: Callable[[], None], *tags: str) -> None:
         """Note how a check went. What the table says is refused must raise, on every rank, and not be wrong."""
@@ -76,12 +84,13 @@ class Checks:
                 check()
                 self.results[name] = "declared as refused, but it works"
             except (RuntimeError, ValueError):
-                self.results[name] = None
+                self.results[name], self.begun = None, []
             return
         try:
             check()
             self.results[name] = None
         except Exception:
+            self.begun = []
             self.results[name] = traceback.format_exc()[-1500:]
 
     def every(self, size: int, dtype: torch.dtype) -> list[Tensor]:
@@ -93,104 +102,119 @@ class Checks:
             for operation in OPERATIONS:
                 if operation == "avg" and not dtype.is_floating_point:
                     continue
-                self.run(f"all_reduce {operation} {kind}", lambda o=operation, d=dtype: self.all_reduce(o, d),  # type: ignore[misc]
-                         operation, f"reduce {kind}")
+                self.run(f"all_reduce {operation} {kind}", partial(self.all_reduce, operation, dtype), operation,
+                         f"reduce {kind}")
             for name in ("broadcast", "all_gather", "all_gather_into_tensor", "gather", "scatter", "all_to_all"):
-                self.run(f"{name} {kind}", lambda n=name, d=dtype: getattr(self, n)(d), name, f"move {kind}")  # type: ignore[misc]
+                self.run(f"{name} {kind}", partial(getattr(self, name), dtype), name, f"move {kind}")
             for name in ("reduce", "reduce_scatter", "reduce_scatter_tensor"):
-                self.run(f"{name} {kind}", lambda n=name, d=dtype: getattr(self, n)(d), name, f"reduce {kind}")  # type: ignore[misc]
+                self.run(f"{name} {kind}", partial(getattr(self, name), dtype), name, f"reduce {kind}")
         for name in ("not_contiguous", "barrier", "objects", "send_and_receive", "in_flight", "futures", "subgroups",
                      "sharded_subgroups", "ddp", "ddp_with_a_hook", "requires_grad"):
             self.run(name, getattr(self, name), name)
+
+    def settle(self) -> None:
+        """Wait for what was started, then compare; several sizes are under way at once, which saves time."""
+        begun, self.begun = self.begun, []
+        for work, _ in begun:
+            work.wait()
+        for _, compare in begun:
+            compare()
 
     def all_reduce(self, operation: str, dtype: torch.dtype) -> None:
         for size in SIZES:
             parts = self.every(size, dtype)
             tensor = parts[self.rank].clone()
-            dist.all_reduce(tensor, op=OPERATIONS[operation])
-            same(tensor, reduced(operation, parts))
+            self.begun.append((dist.all_reduce(tensor, op=OPERATIONS[operation], async_op=True),
+                               partial(same, tensor, reduced(operation, parts))))
+        self.settle()
 
     def broadcast(self, dtype: torch.dtype) -> None:
         for root in {0, self.size - 1}:
             for size in SIZES:
                 tensor = values(self.rank, size, dtype)
-                dist.broadcast(tensor, src=root)
-                same(tensor, values(root, size, dtype))
+                self.begun.append((dist.broadcast(tensor, src=root, async_op=True),
+                                   partial(same, tensor, values(root, size, dtype))))
+        self.settle()
 
     def all_gather(self, dtype: torch.dtype) -> None:
         for size in SIZES:
             parts = self.every(size, dtype)
             outputs = [torch.zeros_like(part) for part in parts]
-            dist.all_gather(outputs, parts[self.rank])
-            for output, part in zip(outputs, parts, strict=True):
-                same(output, part)
+            self.begun.append((dist.all_gather(outputs, parts[self.rank], async_op=True),
+                               partial(all_same, outputs, parts)))
+        self.settle()
 
     def all_gather_into_tensor(self, dtype: torch.dtype) -> None:
         for size in SIZES:
             parts = self.every(size, dtype)
             output = torch.zeros(size * self.size, dtype=dtype)
-            dist.all_gather_into_tensor(output, parts[self.rank])
-            same(output, torch.cat(parts))
+            self.begun.append((dist.all_gather_into_tensor(output, parts[self.rank], async_op=True),
+                               partial(same, output, torch.cat(parts))))
+        self.settle()
 
     def reduce(self, dtype: torch.dtype) -> None:
         for size in SIZES:
             parts = self.every(size, dtype)
             tensor = parts[self.rank].clone()
-            dist.reduce(tensor, dst=self.size - 1)
-            if self.rank == self.size - 1:
-                same(tensor, reduced("sum", parts))
+            work = dist.reduce(tensor, dst=self.size - 1, async_op=True)
+            receives = self.rank == self.size - 1
+            self.begun.append((work, partial(same, tensor, reduced("sum", parts) if receives else tensor)))
+        self.settle()
 
     def reduce_scatter(self, dtype: torch.dtype) -> None:
         for size in SIZES:
             parts = self.every(size * self.size, dtype)
             output = torch.zeros(size, dtype=dtype)
-            dist.reduce_scatter(output, list(parts[self.rank].view(self.size, size)))
-            same(output, reduced("sum", parts).view(self.size, size)[self.rank])
+            work = dist.reduce_scatter(output, list(parts[self.rank].view(self.size, size)), async_op=True)
+            self.begun.append((work, partial(same, output, reduced("sum", parts).view(self.size, size)[self.rank])))
+        self.settle()
 
     def reduce_scatter_tensor(self, dtype: torch.dtype) -> None:
         for size in SIZES:
             parts = self.every(size * self.size, dtype)
             output = torch.zeros(size, dtype=dtype)
-            dist.reduce_scatter_tensor(output, parts[self.rank])
-            same(output, reduced("sum", parts).view(self.size, size)[self.rank])
+            work = dist.reduce_scatter_tensor(output, parts[self.rank], async_op=True)
+            self.begun.append((work, partial(same, output, reduced("sum", parts).view(self.size, size)[self.rank])))
+        self.settle()
 
     def gather(self, dtype: torch.dtype) -> None:
         for size in SIZES:
             parts = self.every(size, dtype)
             outputs = [torch.zeros_like(part) for part in parts] if self.rank == 0 else None
-            dist.gather(parts[self.rank], outputs, dst=0)
-            for output, part in zip(outputs or [], parts, strict=False):
-                same(output, part)
+            self.begun.append((dist.gather(parts[self.rank], outputs, dst=0, async_op=True),
+                               partial(all_same, outputs or [], parts if self.rank == 0 else [])))
+        self.settle()
 
     def scatter(self, dtype: torch.dtype) -> None:
         for size in SIZES:
             parts, root = self.every(size, dtype), self.size - 1
             output = torch.zeros(size, dtype=dtype)
-            dist.scatter(output, parts if self.rank == root else None, src=root)
-            same(output, parts[self.rank])
+            work = dist.scatter(output, parts if self.rank == root else None, src=root, async_op=True)
+            self.begun.append((work, partial(same, output, parts[self.rank])))
+        self.settle()
 
     def all_to_all(self, dtype: torch.dtype) -> None:
         for size in SIZES:
             parts = self.every(size * self.size, dtype)
             output = torch.zeros(size * self.size, dtype=dtype)
-            dist.all_to_all_single(output, parts[self.rank])
-            same(output, torch.cat([part.view(self.size, size)[self.rank] for part in parts]))
+            expected = torch.cat([part.view(self.size, size)[self.rank] for part in parts])
+            self.begun.append((dist.all_to_all_single(output, parts[self.rank], async_op=True),
+                               partial(same, output, expected)))
+        self.settle()
 
     def not_contiguous(self) -> None:
         """The right answer, or an error; never a wrong answer."""
         def strided(rank: int) -> Tensor:
             return values(rank, 60, torch.float32).view(6, 10).t()
 
-        for collective, expected in (
-            (dist.all_reduce, sum(strided(rank).double() for rank in range(self.size))),
-            (lambda t: dist.broadcast(t, src=0), strided(0)),
-        ):
-            tensor = strided(self.rank)
-            try:
-                collective(tensor)  # type: ignore[operator]
-            except (RuntimeError, ValueError):
-                continue
-            same(tensor, expected)  # type: ignore[arg-type]
+        tensor = strided(self.rank)
+        with contextlib.suppress(RuntimeError, ValueError):
+            dist.all_reduce(tensor)
+            same(tensor, reduced("sum", [strided(rank) for rank in range(self.size)]))
+        tensor = strided(self.rank)
+        with contextlib.suppress(RuntimeError, ValueError):
+            dist.broadcast(tensor, src=0)
+            same(tensor, strided(0))
 
     def barrier(self) -> None:
         for _ in range(5):
