@@ -58,10 +58,12 @@ def reduced(operation: str, parts: list[Tensor]) -> Tensor:
 
 
 def same(result: Tensor, expected: Tensor) -> None:
-    """Fail unless equal: exactly for whole numbers, to the type's precision otherwise."""
-    tolerance = TOLERANCE.get(result.dtype, 0.0)
-    expected = expected.to(torch.float64 if tolerance else torch.int64)
-    torch.testing.assert_close(result.to(expected.dtype), expected, rtol=tolerance, atol=tolerance)
+    """Fail unless equal: exactly for whole numbers, which wrap, and to the type's precision otherwise."""
+    tolerance = TOLERANCE.get(result.dtype)
+    if tolerance is None:
+        assert torch.equal(result, expected.to(result.dtype)), f"{result} is not {expected}"
+    else:
+        torch.testing.assert_close(result.double(), expected.double(), rtol=tolerance, atol=tolerance)
 
 
 def all_same(results: list[Tensor], expected: list[Tensor]) -> None:
