@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+HOROVOD := $(VENV)/.horovod
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check soak bench clean
@@ -20,10 +21,16 @@ $(INSTALLED): pyproject.toml constraints.txt .ci/system-packages
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
+# Compiled for this torch, about five minutes, once: the user's cache keeps it. Only the tests need it.
+$(HOROVOD): $(INSTALLED) distrib/comm/horovod_build.py
+	bash .ci/system-packages tests
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt cloudpickle packaging psutil pyyaml setuptools wheel
+	if $(BIN)/distrib backends --build horovod; then touch $@; else [ "$$CI" != true ]; fi
+
 demo: $(INSTALLED) ## Real digits: prepare, train on two ranks, evaluate, export, predict
 	$(BIN)/python examples/digits/demo.py
 
-test: $(INSTALLED) ## All tests
+test: $(INSTALLED) $(HOROVOD) ## All tests
 	$(BIN)/python -m pytest
 
 check: $(INSTALLED) ## Lint, types, import layers
@@ -31,7 +38,7 @@ check: $(INSTALLED) ## Lint, types, import layers
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/unit/test_layers.py
 
-soak: $(INSTALLED) ## Long runs: every combination at every world size, seeds of the accuracy claims
+soak: $(INSTALLED) $(HOROVOD) ## Long runs: every combination at every world size, seeds of the accuracy claims
 	$(BIN)/python -m pytest -m soak --timeout 7200
 
 bench: $(INSTALLED) ## The measurements that the README quotes; wants a quiet machine

@@ -188,6 +188,21 @@ def predict(
         raise error
 
 
+@app.command()
+def backends(
+    build: Annotated[str | None, typer.Option(metavar="NAME", help="First build and install this one.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the communication backends: which can be used, and what the others lack."""
+    from distrib.comm.show import run_backends
+
+    rows = run_backends(build, tell)
+    answer(rows, as_json)
+    if not as_json:
+        for row in rows:
+            put(f"{row['backend']:16}{row['version'] if row['available'] else 'missing: ' + row['missing']}")
+
+
 def _terminate(number: int, _: FrameType | None) -> NoReturn:
     """End by way of every `finally`, so that unfinished folders are removed; `train` has a way of its own."""
     sys.exit(128 + number)

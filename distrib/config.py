@@ -170,7 +170,7 @@ class EvaluateConfig(Section):
 
 
 class CommConfig(Section):
-    backend: Literal["auto", "gloo"] = "auto"
+    backend: Literal["auto", "gloo", "horovod", "oneccl-bind-pt", "mpi"] = "auto"
     timeout_s: Annotated[float, Field(ge=1, le=1e6)] = 300.0
     """Seconds without an answer after which a peer counts as lost."""
 

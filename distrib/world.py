@@ -9,13 +9,15 @@ from dataclasses import dataclass
 
 from distrib.errors import WorldError
 
-# Names of (rank, size, local rank, local size), first match wins: torchrun and our launcher, Open MPI,
-# Intel MPI and MPICH, Slurm (whose local size is a pattern such as "2(x3)", so it is left out).
+# The launcher and its names of (rank, size, local rank, local size), first match wins. Slurm's local size is a
+# pattern such as "2(x3)", so it is left out.
 _NAMES = (
-    ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
-    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
-    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", ""),
+    ("launch or torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    ("horovodrun", "HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE"),
+    ("Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK",
+     "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("Intel MPI or MPICH", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    ("Slurm", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", ""),
 )
 
 
@@ -34,21 +36,33 @@ class World:
     """Whether the launcher itself keeps the rendezvous store at the master's address."""
     attempt: str = "0"
     """Number of this start, where the launcher counts restarts."""
+    launcher: str = ""
+    """Who started this rank, by name; nobody if empty."""
 
     @property
     def is_first(self) -> bool:
         """Whether this is rank 0, the one that speaks and writes."""
         return self.rank == 0
 
+    def require_address(self) -> None:
+        """Raise WorldError if the ranks were not told where to meet."""
+        if self.size > 1 and not self.master_addr:
+            name = next((size for launcher, _, size, *_ in _NAMES if launcher == self.launcher), "WORLD_SIZE")
+            raise WorldError(f"{name}={self.size}, but MASTER_ADDR and MASTER_PORT are not set",
+                             "the ranks can not find each other", "start them with `launch run`, or set both")
+
 
 def read_world(environment: Mapping[str, str] = os.environ) -> World:
-    """The world that the launcher's environment describes; a world of one if there is none."""
+    """The world that the launcher's environment describes; a world of one if there is none.
+
+    Without MASTER_ADDR and MASTER_PORT both are left empty: some backends let the ranks meet by other means.
+    """
     host = socket.gethostname()
     if ("RANK" in environment) != ("WORLD_SIZE" in environment):
         have, lack = ("RANK", "WORLD_SIZE") if "RANK" in environment else ("WORLD_SIZE", "RANK")
         raise WorldError(f"{have}={environment[have]} is set, but {lack} is not", "nothing was started",
                          f"start it with `launch run` or torchrun, or unset {have}")
-    for rank_name, size_name, local_rank_name, local_size_name in _NAMES:
+    for launcher, rank_name, size_name, local_rank_name, local_size_name in _NAMES:
         if rank_name not in environment or size_name not in environment:
             continue
         rank, size = _number(environment, rank_name), _number(environment, size_name)
@@ -58,23 +72,28 @@ def read_world(environment: Mapping[str, str] = os.environ) -> World:
             raise WorldError(f"{rank_name}={rank} is no rank of {size_name}={size}", "nothing was started",
                              "start it with `launch run`, torchrun, mpirun or srun")
         if size == 1:
-            return World(host=host)
-        if not {"MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
-            raise WorldError(f"{size_name}={size}, but MASTER_ADDR and MASTER_PORT are not set",
-                             "the ranks can not find each other", "start them with `launch run`, or set both")
-        port = _number(environment, "MASTER_PORT")
-        if not 0 < port < 1 << 16 or not environment["MASTER_ADDR"]:
-            raise WorldError(f"MASTER_ADDR={environment['MASTER_ADDR']!r} MASTER_PORT={port} is no address",
-                             "the ranks can not find each other", "start them with `launch run`, or correct both")
+            return World(host=host, launcher=launcher)
+        address, port = _meeting_place(environment)
         return World(
             rank, size,
             _number(environment, local_rank_name) if local_rank_name in environment else rank,
             _number(environment, local_size_name) if local_size_name in environment else size,
-            environment["MASTER_ADDR"], port, host,
+            address, port, host,
             environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
             environment.get("TORCHELASTIC_RESTART_COUNT", "0"),
+            launcher,
         )
     return World(host=host)
+
+
+def _meeting_place(environment: Mapping[str, str]) -> tuple[str, int]:
+    if not {"MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
+        return "", 0
+    port = _number(environment, "MASTER_PORT")
+    if not 0 < port < 1 << 16 or not environment["MASTER_ADDR"]:
+        raise WorldError(f"MASTER_ADDR={environment['MASTER_ADDR']!r} MASTER_PORT={port} is no address",
+                         "the ranks can not find each other", "start them with `launch run`, or correct both")
+    return environment["MASTER_ADDR"], port
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:

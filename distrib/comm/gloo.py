@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import ipaddress
 import os
 
@@ -10,17 +11,28 @@ from distrib.world import World
 
 def prepare(world: World) -> str:
     """Set up this process for gloo; local."""
-    if _is_loopback(world.master_addr):
+    if is_loopback(world.master_addr):
         # Ranks that meet on loopback are on one host. Left alone, gloo looks the host's own name up,
         # which fails or leads astray where the name is not in /etc/hosts.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     return "gloo"
 
 
-def _is_loopback(address: str) -> bool:
+def is_loopback(address: str) -> bool:
+    """Whether an address is this machine's own, by its look alone."""
     if address == "localhost":
         return True
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:
         return False
+
+
+def missing() -> str | None:
+    """Nothing: it is part of torch."""
+    return None
+
+
+def version() -> str:
+    """Of torch, which holds it."""
+    return "torch " + importlib.metadata.version("torch")

@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
-from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
-from distrib.comm.table import backend_function, choose_backend
+from distrib.comm.meeting import open_store
+from distrib.comm.table import announcer, choose_backend, prepare_backend
 from distrib.errors import WorldError
 from distrib.world import World
 
@@ -34,14 +34,12 @@ class Group:
         self.world = world
         self.backend = choose_backend(backend)
         timeout = datetime.timedelta(seconds=timeout_s)
-        name = backend_function(self.backend)(world)
         with self._lost_peer("meeting the other ranks"), _no_meeting(world):
-            store: Store = HashStore() if world.size == 1 else TCPStore(
-                world.master_addr, world.master_port, world.size,
-                is_master=world.is_first and not world.store_is_hosted, timeout=timeout, wait_for_workers=False,
-            )
-            # A launcher's own store may hold another attempt's keys.
-            store = PrefixStore(f"distrib/{world.attempt}", store)
+            name = prepare_backend(self.backend, world)
+            if name == "mpi":  # it brings ranks and meeting place of its own
+                dist.init_process_group(name, timeout=timeout)
+                return
+            store = open_store(world, timeout, announcer(self.backend))
             dist.init_process_group(name, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
 
     @property

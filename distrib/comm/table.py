@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from types import ModuleType
 
 from distrib.errors import ConfigError
+from distrib.world import World
 
-# name -> module:function taking the World, preparing this process, and returning c10d's name for it.
+# name -> module:function taking the World, preparing this process, and returning c10d's name for it. Beside it the
+# module offers
+#   missing() -> str | None: what is missing and the remedy, in one line; None if it can be used
+#   version() -> str
+# and, if it can, announce (see `announcer`) and build(tell), which puts into place what is missing.
 BACKENDS = {
     "gloo": "distrib.comm.gloo:prepare",
+    "horovod": "distrib.comm.horovod:prepare",
+    "oneccl-bind-pt": "distrib.comm.oneccl_bind:prepare",
+    "mpi": "distrib.comm.mpi:prepare",
 }
 
 
@@ -22,8 +31,24 @@ def choose_backend(name: str) -> str:
     return chosen
 
 
-def backend_function(name: str) -> Callable[..., str]:
-    """Import the function behind a name of the table."""
-    module, _, attribute = BACKENDS[name].partition(":")
-    function: Callable[..., str] = getattr(importlib.import_module(module), attribute)
-    return function
+def prepare_backend(name: str, world: World) -> str:
+    """Prepare this process for a backend of the table; c10d's name for it. Raises ConfigError if it is missing."""
+    backend = backend_module(name)
+    if (lack := backend.missing()) is not None:
+        raise ConfigError(f"comm.backend = {name} can not be used: {lack}", "nothing was started")
+    prepared: str = getattr(backend, BACKENDS[name].partition(":")[2])(world)
+    return prepared
+
+
+def backend_module(name: str) -> ModuleType:
+    """The module behind a name of the table."""
+    return importlib.import_module(BACKENDS[name].partition(":")[0])
+
+
+def announcer(name: str) -> Callable[[bytes | None], bytes] | None:
+    """How a backend gives rank 0's bytes to every rank before they have a store; None if it can not.
+
+    The function is collective; ranks other than 0 pass None.
+    """
+    announce: Callable[[bytes | None], bytes] | None = getattr(backend_module(name), "announce", None)
+    return announce

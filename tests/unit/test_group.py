@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from distrib.comm.gloo import prepare
 from distrib.comm.group import Group
 from distrib.comm.table import BACKENDS, choose_backend
+from distrib.config import CommConfig
 from distrib.errors import ConfigError, WorldError
 from distrib.world import World
 
@@ -96,6 +98,12 @@ def test_ranks_that_never_come_are_a_world_error() -> None:
     assert not dist.is_initialized()
 
 
+def test_ranks_without_a_place_to_meet_are_told_so() -> None:
+    with pytest.raises(WorldError, match="SLURM_NTASKS=2, but MASTER_ADDR and MASTER_PORT are not set"):
+        Group(World(1, 2, 1, 2, "", 0, "node7", launcher="Slurm"), timeout_s=0.5)
+    assert not dist.is_initialized()
+
+
 def test_a_port_that_is_taken_is_told_from_a_lost_peer() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -108,3 +116,7 @@ def test_a_collective_that_fails_names_the_rank() -> None:
         pass
     with pytest.raises(WorldError, match="rank 0 of 1 on localhost failed in an all-reduce"):
         group.all_reduce(torch.zeros(2))
+
+
+def test_an_experiment_may_name_every_backend_of_the_table() -> None:
+    assert get_args(CommConfig.model_fields["backend"].annotation) == ("auto", *BACKENDS)

@@ -9,6 +9,7 @@ MEETING = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", **MEETING}
 OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
             "OMPI_COMM_WORLD_LOCAL_SIZE": "4", **MEETING}
+HOROVODRUN = {"HOROVOD_RANK": "5", "HOROVOD_SIZE": "8", "HOROVOD_LOCAL_RANK": "1", "HOROVOD_LOCAL_SIZE": "4", **MEETING}
 INTEL_MPI = {"PMI_RANK": "5", "PMI_SIZE": "8", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "4", **MEETING}
 SLURM = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": "n[1-2]", **MEETING}
 
@@ -20,6 +21,7 @@ def place(world: World) -> tuple[int, int, int, int]:
 @pytest.mark.parametrize(("environment", "expected"), [
     (TORCHRUN, (5, 8, 1, 4)),
     (OPEN_MPI, (5, 8, 1, 4)),
+    (HOROVODRUN, (5, 8, 1, 4)),
     (INTEL_MPI, (5, 8, 1, 4)),
     (SLURM, (5, 8, 1, 8)),
     # MPICH's hydra sets no local names.
@@ -88,7 +90,19 @@ def test_half_a_place_is_not_taken_for_a_world_of_one(missing: str) -> None:
 
 
 @pytest.mark.parametrize("missing", ["MASTER_ADDR", "MASTER_PORT"])
-@pytest.mark.parametrize("environment", [TORCHRUN, OPEN_MPI, INTEL_MPI, SLURM])
-def test_ranks_that_can_not_meet(environment: dict[str, str], missing: str) -> None:
+@pytest.mark.parametrize("environment", [TORCHRUN, OPEN_MPI, HOROVODRUN, INTEL_MPI, SLURM])
+def test_ranks_that_were_not_told_where_to_meet(environment: dict[str, str], missing: str) -> None:
+    world = read_world({name: value for name, value in environment.items() if name != missing})
+    assert (world.master_addr, world.master_port) == ("", 0)
     with pytest.raises(WorldError, match="MASTER_ADDR and MASTER_PORT are not set"):
-        read_world({name: value for name, value in environment.items() if name != missing})
+        world.require_address()
+    read_world(environment).require_address()
+    World().require_address()
+
+
+@pytest.mark.parametrize(("environment", "launcher"), [
+    (TORCHRUN, "launch or torchrun"), (OPEN_MPI, "Open MPI"), (HOROVODRUN, "horovodrun"),
+    (INTEL_MPI, "Intel MPI or MPICH"), (SLURM, "Slurm"), ({}, ""), ({**OPEN_MPI, **TORCHRUN}, "launch or torchrun"),
+])
+def test_the_launcher_has_a_name(environment: dict[str, str], launcher: str) -> None:
+    assert read_world(environment).launcher == launcher

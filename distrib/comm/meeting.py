@@ -1,0 +1,56 @@
+"""Where the ranks meet: the store through which they exchange addresses."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import socket
+from collections.abc import Callable
+
+import psutil
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
+
+from distrib.world import World
+
+CONNECT_S = 3.0
+
+
+def open_store(world: World, timeout: datetime.timedelta,
+               announce: Callable[[bytes | None], bytes] | None = None) -> Store:
+    """The ranks' common store. Collective.
+
+    It is at the world's address, if it has one; else rank 0 opens it on a free port and announces that, if the
+    backend can. Raises WorldError if the ranks have no place to meet, RuntimeError if they do not meet there.
+    """
+    if world.size == 1:
+        return PrefixStore("distrib", HashStore())
+    if world.master_addr or announce is None:
+        world.require_address()
+        store = TCPStore(
+            world.master_addr, world.master_port, world.size,
+            is_master=world.is_first and not world.store_is_hosted, timeout=timeout, wait_for_workers=False,
+        )
+    elif world.is_first:
+        store = TCPStore("localhost", 0, world.size, is_master=True, timeout=timeout, wait_for_workers=False)
+        announce(json.dumps([world.host, _own_addresses(), store.port]).encode())
+    else:
+        host, addresses, port = json.loads(announce(None))
+        address = "localhost" if host == world.host else _reachable(addresses, port)
+        store = TCPStore(address, port, world.size, is_master=False, timeout=timeout, wait_for_workers=False)
+    # A launcher's own store may hold another attempt's keys.
+    return PrefixStore(f"distrib/{world.attempt}", store)
+
+
+def _own_addresses() -> list[str]:
+    """IPv4 and IPv6 addresses of this host that others may reach."""
+    return [entry.address for entries in psutil.net_if_addrs().values() for entry in entries
+            if entry.family in (socket.AF_INET, socket.AF_INET6)
+            and not entry.address.startswith(("127.", "::1", "fe80:"))]
+
+
+def _reachable(addresses: list[str], port: int) -> str:
+    for address in addresses:
+        with contextlib.suppress(OSError), socket.create_connection((address, port), CONNECT_S):
+            return address
+    raise RuntimeError(f"rank 0 can not be reached at port {port} of any of {', '.join(addresses) or 'no address'}")
