@@ -6,19 +6,14 @@ MPI, compiler or processor architecture never meets a stale one.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import hashlib
 import importlib.metadata
-import os
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from distrib.comm.building import Tell, building_alone, cache_folder, check_tools, digest, first_line, run_tool
 from distrib.errors import MissingPartError, storage_errors
 
 RELEASE = "0.28.1"
@@ -26,8 +21,6 @@ PYTHON_PARTS = ("setuptools", "wheel", "packaging", "cloudpickle", "psutil", "py
 """What its build and its import need beside torch; it is installed without looking for dependencies."""
 DEBIAN_PARTS = {"c++": "g++", "cmake": "cmake", "make": "make", "mpicxx": "libopenmpi-dev", "mpirun": "openmpi-bin"}
 JOBS = 2
-LIMIT_S = 3600
-KEPT_LINES = 15
 
 # Its CMake files ask for C++14 at the end of every command, torch's headers for C++20; the last one holds.
 COMPILER = '#!/bin/sh\nexec c++ "$@" -std=gnu++20\n'
@@ -35,7 +28,6 @@ CHOICES = {
     "HOROVOD_WITH_PYTORCH": "1", "HOROVOD_WITHOUT_TENSORFLOW": "1", "HOROVOD_WITHOUT_MXNET": "1",
     "HOROVOD_WITH_MPI": "1", "HOROVOD_WITH_GLOO": "1", "HOROVOD_CPU_OPERATIONS": "MPI",
 }
-Tell = Callable[[str], None]
 
 
 def build(tell: Tell) -> None:
@@ -44,29 +36,23 @@ def build(tell: Tell) -> None:
     Raises MissingPartError if a tool is missing or the build fails, StorageError if the cache can not be written.
     """
     _check_tools()
-    folder = _cache() / _key()
-    with storage_errors("the cache of wheels could not be written", "Horovod was not built"):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(folder.with_name(folder.name + ".lock"), tell):
-            if (wheel := _wheel_in(folder)) is None:
-                tell(f"building Horovod {RELEASE}; this takes about five minutes")
-                wheel = _build_into(folder)
-            tell(f"installing {wheel.name}")
-            _run([sys.executable, "-m", "pip", "install", "--no-deps", "--force-reinstall", str(wheel)], {},
+    folder = cache_folder("wheels") / _key()
+    with (storage_errors("the cache of wheels could not be written", "Horovod was not built"),
+          building_alone(folder, tell)):
+        if (wheel := _wheel_in(folder)) is None:
+            tell(f"building Horovod {RELEASE}; this takes about five minutes")
+            wheel = _build_into(folder)
+        tell(f"installing {wheel.name}")
+        run_tool([sys.executable, "-m", "pip", "install", "--no-deps", "--force-reinstall", str(wheel)], {},
                  "Horovod could not be installed")
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distrib" / "wheels"
 
 
 def _key() -> str:
     """A folder's name: the release and torch to be read, and a digest of everything that the binary depends on."""
     torch = importlib.metadata.version("torch")
-    facts = (RELEASE, torch, sys.implementation.cache_tag, platform.machine(), _first_line("c++", "--version"),
-             _first_line("mpirun", "--version"), *platform.libc_ver(), _processor_flags(), COMPILER, str(CHOICES))
-    digest = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
-    return f"horovod{RELEASE}-torch{torch}-{digest}"
+    facts = (RELEASE, torch, sys.implementation.cache_tag, platform.machine(), first_line("c++", "--version"),
+             first_line("mpirun", "--version"), *platform.libc_ver(), _processor_flags(), COMPILER, str(CHOICES))
+    return f"horovod{RELEASE}-torch{torch}-{digest(facts)}"
 
 
 def _processor_flags() -> str:
@@ -79,10 +65,7 @@ def _processor_flags() -> str:
 
 
 def _check_tools() -> None:
-    missing = [package for tool, package in DEBIAN_PARTS.items() if shutil.which(tool) is None]
-    if missing:
-        raise MissingPartError(f"Horovod's build needs {', '.join(missing)}", "nothing was built",
-                               f"as root: apt-get install {' '.join(missing)}")
+    check_tools("Horovod's build", DEBIAN_PARTS)
     installed = {distribution.name.lower() for distribution in importlib.metadata.distributions()}
     if absent := [part for part in PYTHON_PARTS if part not in installed]:
         raise MissingPartError(f"Horovod's build needs the Python packages {', '.join(absent)}", "nothing was built",
@@ -95,7 +78,7 @@ def _build_into(folder: Path) -> Path:
         compiler, made = Path(scratch, "c++"), Path(scratch, "made")
         compiler.write_text(COMPILER)
         compiler.chmod(0o755)
-        _run([sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-cache-dir",
+        run_tool([sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-cache-dir",
               "--wheel-dir", str(made), f"horovod=={RELEASE}"],
              {**CHOICES, "CXX": str(compiler), "MAKEFLAGS": f"-j{JOBS}"}, "Horovod could not be built")
         if _wheel_in(made) is None:
@@ -109,37 +92,3 @@ def _build_into(folder: Path) -> Path:
 
 def _wheel_in(folder: Path) -> Path | None:
     return next(iter(sorted(folder.glob("horovod-*.whl"))), None)
-
-
-@contextlib.contextmanager
-def _lock(path: Path, tell: Tell) -> Iterator[None]:
-    """Two builds of the same take turns; the second finds the first's wheel."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            tell("waiting for another build of the same")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _first_line(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    return done.stdout.partition("\n")[0]
-
-
-def _run(command: list[str], environment: dict[str, str], failure: str) -> None:
-    """Run a program to its end; its last words become the error."""
-    with subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True,
-                          stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, errors="replace") as process:
-        try:
-            output, _ = process.communicate(timeout=LIMIT_S)
-        except BaseException:
-            process.kill()
-            raise
-    if process.returncode:
-        for line in output.splitlines()[-KEPT_LINES:]:
-            print(line, file=sys.stderr)
-        telling = [line for line in output.splitlines() if "error" in line.lower()] or ["it ended without a word"]
-        raise MissingPartError(f"{failure}: {telling[0].strip()[:300]}", "nothing was changed",
-                               "its last lines are above")

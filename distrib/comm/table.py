@@ -16,6 +16,7 @@ from distrib.world import World
 # and, if it can, announce (see `announcer`) and build(tell), which puts into place what is missing.
 BACKENDS = {
     "gloo": "distrib.comm.gloo:prepare",
+    "oneccl": "distrib.comm.oneccl:prepare",
     "horovod": "distrib.comm.horovod:prepare",
     "oneccl-bind-pt": "distrib.comm.oneccl_bind:prepare",
     "mpi": "distrib.comm.mpi:prepare",

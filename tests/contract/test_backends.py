@@ -37,6 +37,7 @@ class Backend:
 CONTRACT = {
     backend.name: backend for backend in (
         Backend("gloo"),
+        Backend("oneccl"),
         Backend("horovod", refused=frozenset({"send_and_receive"})),
     )
 }

@@ -36,7 +36,7 @@ def train(start: Start, size: int, *arguments: str | Path) -> str:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("backend", ["horovod"])
+@pytest.mark.parametrize("backend", ["oneccl", "horovod"])
 def test_every_backend_trains_gloos_model(start: Start, experiment: Path, tmp_path: Path, backend: str) -> None:
     lack = importlib.import_module(BACKENDS[backend].partition(":")[0]).missing()
     if lack is not None:

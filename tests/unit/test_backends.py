@@ -59,9 +59,9 @@ def test_a_build_for_another_torch_is_stale(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_key_of_a_wheel_holds_all_it_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(horovod_build, "_first_line", lambda *command: f"{command[0]} 1")
+    monkeypatch.setattr(horovod_build, "first_line", lambda *command: f"{command[0]} 1")
     keys = {horovod_build._key()}
-    monkeypatch.setattr(horovod_build, "_first_line", lambda *command: f"{command[0]} 2")
+    monkeypatch.setattr(horovod_build, "first_line", lambda *command: f"{command[0]} 2")
     keys.add(horovod_build._key())
     monkeypatch.setattr("platform.machine", lambda: "riscv64")
     keys.add(horovod_build._key())
@@ -96,9 +96,9 @@ def test_a_wheel_is_built_once_whole_or_not_at_all(monkeypatch: pytest.MonkeyPat
             (made / "horovod-0.28.1-any.whl").touch()
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(horovod_build, "_run", run)
+    monkeypatch.setattr(horovod_build, "run_tool", run)
     monkeypatch.setattr(horovod_build, "_check_tools", lambda: None)
-    monkeypatch.setattr(horovod_build, "_first_line", lambda *command: "1")
+    monkeypatch.setattr(horovod_build, "first_line", lambda *command: "1")
     with pytest.raises(MissingPartError, match="could not be built"):
         horovod_build.build(lambda _: None)
     assert [path.suffix for path in (tmp_path / "distrib" / "wheels").iterdir()] == [".lock"]

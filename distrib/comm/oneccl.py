@@ -1,0 +1,158 @@
+"""oneccl: Intel's oneCCL, through an extension of our own (oneccl.cpp) that is compiled for the installed torch.
+
+Ranks on one host talk through shared memory, ranks on different hosts through libfabric: over TCP, or over the
+provider that the site names in FI_PROVIDER.
+"""
+
+from __future__ import annotations
+
+import atexit
+import datetime
+import importlib.util
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import psutil
+
+from distrib.comm.oneccl_build import NAME, WHEELS, find_extension
+from distrib.world import World
+
+REMEDY = "build it with `distrib backends --build oneccl`"
+
+# A site may set any of these otherwise.
+SETTINGS = {
+    "CCL_ATL_TRANSPORT": "ofi",  # the default, mpi, ends the process where no MPI started it
+    "CCL_PROCESS_LAUNCHER": "none",
+    "CCL_WORKER_OFFLOAD": "0",  # our own thread drives oneCCL: an error in oneCCL's worker would end the process
+    "FI_PROVIDER": "tcp",
+}
+
+_world = World()
+_is_settled = False
+
+
+def missing() -> str | None:
+    """What is missing, and the remedy; None if nothing is. Local, and quick."""
+    if find_extension() is None:
+        return f"the oneCCL backend is not built for this torch; {REMEDY}"
+    try:
+        _extension()
+    except ImportError as error:
+        return f"the oneCCL backend does not load ({str(error).splitlines()[0]}); {REMEDY}"
+    return None
+
+
+def version() -> str:
+    """Of oneCCL."""
+    return f"oneCCL {WHEELS['oneccl-devel'][0]}"
+
+
+def build(tell: Callable[[str], None]) -> None:
+    """Compile it into the user's cache. Raises MissingPartError or StorageError."""
+    from distrib.comm.oneccl_build import build as build_extension
+
+    build_extension(tell)
+
+
+def prepare(world: World) -> str:
+    """Register oneCCL with c10d; local."""
+    global _world
+    import torch.distributed as dist
+
+    _world = world
+    _extension()
+    if "oneccl" not in dist.Backend.backend_list:
+        dist.Backend.register_backend("oneccl", _create, devices=["cpu"])
+    return "oneccl"
+
+
+def _create(store: Any, rank: int, size: int, timeout: datetime.timedelta) -> Any:
+    """c10d's call for every group; the first is that of all ranks."""
+    global _is_settled
+    address = own_address(_world.master_addr)
+    if not _is_settled:  # oneCCL reads its environment once
+        _settle(_world, store, rank, size, address)
+        _is_settled = True
+    return _extension().create(store, rank, size, timeout, address, _world.host)
+
+
+def own_address(other: str) -> str:
+    """This host's address on the way to another host, which need not answer. Raises OSError if there is no way."""
+    family, kind, protocol, _, where = socket.getaddrinfo(other, 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(where)  # a datagram socket sends nothing for that
+        return str(probe.getsockname()[0])
+
+
+def interface_of(address: str) -> str | None:
+    """Name of the network interface that has an address."""
+    for name, entries in psutil.net_if_addrs().items():
+        if any(entry.address.partition("%")[0] == address for entry in entries):
+            return name
+    return None
+
+
+def share_names(places: Sequence[tuple[str, str]]) -> bool:
+    """Whether two machines go by one host name: oneCCL would take their ranks for neighbours in shared memory.
+
+    ``places``: (host name, what tells machines apart) of every rank.
+    """
+    machines: dict[str, str] = {}
+    return any(machines.setdefault(host, machine) != machine for host, machine in places)
+
+
+def _settle(world: World, store: Any, rank: int, size: int, address: str) -> None:
+    """Collective: set up oneCCL's environment for where the ranks are."""
+    machine = f"{_boot_id()} {address if size > world.local_size else ''}"
+    store.set(f"place/{rank}", json.dumps([world.host, machine]))
+    if rank == 0:
+        places = [json.loads(store.get(f"place/{other}")) for other in range(size)]
+        store.set("places", json.dumps(share_names(places)))
+    shared_memory = not json.loads(store.get("places"))
+    interface = interface_of(address)
+    wanted = {
+        **SETTINGS,
+        "CCL_ATL_SHM": str(int(shared_memory)),
+        "CCL_LOCAL_RANK": str(world.local_rank),
+        "CCL_LOCAL_SIZE": str(world.local_size),
+        "CCL_OFI_LIBRARY_PATH": str(_folder() / "libfabric.so.1"),
+        "FI_PROVIDER_PATH": str(_folder()),
+        **({"CCL_KVS_IFACE": interface, "FI_TCP_IFACE": interface} if interface else {}),
+    }
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _folder() -> Path:
+    found = find_extension()
+    assert found is not None
+    return found.parent
+
+
+def _extension() -> ModuleType:
+    """The compiled extension, loaded once. Raises ImportError."""
+    if NAME in sys.modules:
+        return sys.modules[NAME]
+    import torch  # noqa: F401  # its libraries must be loaded first
+
+    spec = importlib.util.spec_from_file_location(NAME, _folder() / f"{NAME}.so")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules[NAME] = module
+    atexit.register(module.stop)
+    return module
