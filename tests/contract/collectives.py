@@ -343,9 +343,13 @@ def lateness(group: Group) -> Results:
     return {"timeout": "the sum was made without one rank"}
 
 
-def death(group: Group, when: str, victim: int) -> Results:
+def death(group: Group, when: str, victim: int, subgroups: bool) -> Results:
     """A peer is killed with -9; the time until the others have an exception."""
     group.all_reduce(torch.zeros(1))
+    if subgroups:
+        subgroup = dist.new_group([0, group.size - 1])
+        if group.rank in (0, group.size - 1):
+            dist.all_reduce(torch.zeros(1), group=subgroup)
     tensor = torch.ones(1 if when != "during" else 4_000_000)
     if group.rank == victim:
         if when == "during":
@@ -406,8 +410,8 @@ def main() -> None:
         elif part == "lateness":
             results = lateness(group)
         else:
-            _, when, victim = part.split(":")
-            results = death(group, when, int(victim))
+            _, when, victim, *subgroups = part.split(":")
+            results = death(group, when, int(victim), bool(subgroups))
         print(json.dumps(results), flush=True)
 
 

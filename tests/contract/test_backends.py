@@ -30,15 +30,15 @@ class Backend:
     name: str
     refused: frozenset[str] = frozenset()
     """Names of checks, operations, `reduce DTYPE` or `move DTYPE`."""
-    silent_deaths: frozenset[str] = frozenset()
-    """Deaths that the survivors need not notice by themselves: the launcher ends the job."""
+    aborts_with_subgroups: bool = False
+    """Whether, where there are subgroups, the survivors of a killed peer may end at once without an exception."""
 
 
 CONTRACT = {
     backend.name: backend for backend in (
         Backend("gloo"),
         Backend("oneccl"),
-        Backend("horovod", refused=frozenset({"send_and_receive"})),
+        Backend("horovod", refused=frozenset({"send_and_receive"}), aborts_with_subgroups=True),
     )
 }
 
@@ -96,8 +96,6 @@ def test_a_rank_that_does_not_come_is_an_error(start: Start, backend: Backend) -
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("when", ["before", "during", "after"])
 def test_a_killed_peer_is_an_error_within_seconds(start: Start, backend: Backend, when: str, victim: int) -> None:
-    if when in backend.silent_deaths:
-        pytest.skip(f"{backend.name} leaves this to the launcher")
     ranks = start_ranks(start, backend, f"death:{when}:{victim}", 3)
     ranks[victim].wait(LIMIT_S)
     assert ranks[victim].returncode == -signal.SIGKILL
@@ -105,6 +103,20 @@ def test_a_killed_peer_is_an_error_within_seconds(start: Start, backend: Backend
     for rank in set(range(3)) - {victim}:
         assert results(ranks[rank]) == {"death": None}
     assert time.monotonic() - begun < 10  # they also end
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_peer_ends_the_others_also_with_subgroups(start: Start, backend: Backend, victim: int) -> None:
+    ranks = start_ranks(start, backend, f"death:before:{victim}:subgroups", 3)
+    ranks[victim].wait(LIMIT_S)
+    begun = time.monotonic()
+    for rank in set(range(3)) - {victim}:
+        if backend.aborts_with_subgroups:
+            ranks[rank].communicate(timeout=LIMIT_S)
+        else:
+            assert results(ranks[rank]) == {"death": None}
+    assert time.monotonic() - begun < 10
 
 
 @pytest.mark.timeout(60)

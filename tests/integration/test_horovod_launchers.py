@@ -25,6 +25,7 @@ LAUNCHERS = {
 }
 
 
+@pytest.mark.timeout(3 * LIMIT_S + 60)
 def test_the_model_is_the_same_under_each(start: Start, experiment: Path, tmp_path: Path) -> None:
     lack = missing() or next((f"{words[0]} is not installed" for words in LAUNCHERS.values()
                               if words and shutil.which(words[0]) is None), None)
