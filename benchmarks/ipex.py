@@ -101,11 +101,13 @@ def their_step(bf16: bool, ipex: bool) -> Callable[[], object]:
 def child(pair: str, ipex: bool) -> None:
     """A line on stdin asks for a step; the answer is a line with its CPU seconds."""
     one_core()
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # IPEX and gloo chat on stdout
     step = (their_step if pair.endswith("theirs") else our_step)(pair.startswith("bf16"), ipex)
     for _ in sys.stdin:
         start = time.process_time()
         step()
-        print(time.process_time() - start, flush=True)
+        print(time.process_time() - start, file=answers)
 
 
 def start(pair: str, side: str) -> subprocess.Popen[str]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import os
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -20,6 +18,7 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
 from distrib.comm.table import backend_function, choose_backend
 from distrib.errors import WorldError
+from distrib.stdout import quiet_stdout
 from distrib.world import World
 
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
@@ -37,7 +36,8 @@ class Group:
         self.backend = choose_backend(backend)
         timeout = datetime.timedelta(seconds=timeout_s)
         name = backend_function(self.backend)(world)
-        with self._lost_peer("meeting the other ranks"), _no_meeting(world), _quiet_stdout():
+        # gloo of torch 2.8 writes on stdout how many peers it has met.
+        with self._lost_peer("meeting the other ranks"), _no_meeting(world), quiet_stdout():
             store: Store = HashStore() if world.size == 1 else TCPStore(
                 world.master_addr, world.master_port, world.size,
                 is_master=world.is_first and not world.store_is_hosted, timeout=timeout, wait_for_workers=False,
@@ -124,24 +124,6 @@ def _no_meeting(world: World) -> Iterator[None]:
             raise WorldError(f"the network interface {interface[1]} of {world.host} is not there or has no address",
                              "the ranks can not meet", "correct GLOO_SOCKET_IFNAME, or unset it") from error
         raise
-
-
-@contextmanager
-def _quiet_stdout() -> Iterator[None]:
-    """stdout is for answers, and gloo of torch 2.8 writes there, past Python, how many peers it has met."""
-    if sys.stdout is None:  # closed by whoever started us
-        yield
-        return
-    sys.stdout.flush()
-    kept = os.dup(1)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.close(nowhere)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
 
 
 class Pending:

@@ -15,6 +15,7 @@ from torch import nn
 from distrib.comm.group import Group
 from distrib.errors import MissingPartError
 from distrib.runtimes.quiet import quiet
+from distrib.stdout import quiet_stdout
 from distrib.train.agree import first_word
 
 PACKAGE = "intel-extension-for-pytorch"
@@ -48,7 +49,7 @@ def _imported() -> tuple[Any, str]:
         # Beside another torch it writes to stdout when imported, and then fails by a mistake of its own.
         return None, f"{PACKAGE} {version} does not fit torch {torch.__version__}"
     try:
-        with quiet():
+        with quiet(), quiet_stdout():  # it writes there which rank it guesses to be
             return importlib.import_module("intel_extension_for_pytorch"), ""
     except (Exception, SystemExit) as error:  # without AVX2 it would end the program
         return None, f"{PACKAGE} {version} can not be imported ({' '.join(str(error).split())})"
