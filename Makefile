@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 HOROVOD := $(VENV)/.horovod
+IPEX := .venv-ipex
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check soak bench clean
+.PHONY: help install demo test check soak test-ipex bench clean
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 install: $(INSTALLED) ## Create the environment in .venv
 
@@ -41,6 +42,16 @@ check: $(INSTALLED) ## Lint, types, import layers
 soak: $(INSTALLED) $(HOROVOD) ## Long runs: every combination at every world size, seeds of the accuracy claims
 	$(BIN)/python -m pytest -m soak --timeout 7200
 
+test-ipex: $(IPEX)/.installed ## Training with torch 2.8 and IPEX, in .venv-ipex: several GB, made for this
+	$(IPEX)/bin/python -m pytest -m ipex
+
+# Everything but torch as the other tests have it. torch 2.8.0 comes with CUDA's libraries, and does not load without.
+$(IPEX)/.installed: pyproject.toml constraints.txt constraints-ipex.txt
+	test -x $(IPEX)/bin/python || $(PYTHON) -m venv $(IPEX)
+	grep -v '^torch==' constraints.txt | cat - constraints-ipex.txt > $(IPEX)/constraints.txt
+	$(IPEX)/bin/python -m pip install --quiet --constraint $(IPEX)/constraints.txt --editable '.[test,ipex]'
+	touch $@
+
 bench: $(INSTALLED) ## The measurements that the README quotes; wants a quiet machine
 	$(BIN)/launch run cluster_configs/dev.yaml --ranks 1 -- $(BIN)/python benchmarks/compute.py
 	$(BIN)/launch run cluster_configs/dev.yaml --ranks 1 -- $(BIN)/python benchmarks/overhead.py
@@ -48,4 +59,4 @@ bench: $(INSTALLED) ## The measurements that the README quotes; wants a quiet ma
 	$(BIN)/launch run cluster_configs/dev.yaml --ranks 1 -- $(BIN)/python benchmarks/quantise.py
 
 clean: ## Remove the environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(IPEX) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -135,6 +135,8 @@ class TrainConfig(Section):
     """exact: lanes summed in fixed point, the same bits at any world size. fast: ordinary floating-point sums."""
     compile: bool = False
     """torch.compile the model: minutes of warm-up for a few per cent."""
+    ipex: bool = False
+    """Compute with intel-extension-for-pytorch 2.8, where a site has it with torch 2.8; see ipex.md."""
 
     @model_validator(mode="after")
     def _lanes_divide(self) -> TrainConfig:
@@ -170,7 +172,7 @@ class EvaluateConfig(Section):
 
 
 class CommConfig(Section):
-    backend: Literal["auto", "gloo", "horovod", "oneccl-bind-pt", "mpi"] = "auto"
+    backend: Literal["auto", "gloo", "oneccl", "horovod", "oneccl-bind-pt", "mpi"] = "auto"
     timeout_s: Annotated[float, Field(ge=1, le=1e6)] = 300.0
     """Seconds without an answer after which a peer counts as lost."""
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from distrib.comm.meeting import open_store
 from distrib.comm.table import announcer, choose_backend, prepare_backend
 from distrib.errors import WorldError
+from distrib.stdout import quiet_stdout
 from distrib.world import World
 
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
@@ -34,7 +35,8 @@ class Group:
         self.world = world
         self.backend = choose_backend(backend)
         timeout = datetime.timedelta(seconds=timeout_s)
-        with self._lost_peer("meeting the other ranks"), _no_meeting(world):
+        # Some backends write on stdout what they find.
+        with self._lost_peer("meeting the other ranks"), _no_meeting(world), quiet_stdout():
             name = prepare_backend(self.backend, world)
             if name == "mpi":  # it brings ranks and meeting place of its own
                 dist.init_process_group(name, timeout=timeout)

@@ -56,13 +56,18 @@ def _of_rank_0(group: Group, document: Mapping[str, Any]) -> dict[str, Any]:
 
 def _first_odd_one(group: Group, what: str) -> str | None:
     """"rank 3 on HOST has another WHAT" of the lowest rank that has something to say; the same on all ranks."""
-    lowest = torch.tensor([-(group.rank if what else group.size)])
+    return first_word(group, f"rank {group.rank} on {group.world.host} has another {what}" if what else "")
+
+
+def first_word(group: Group, text: str) -> str | None:
+    """Collective: the text of the lowest rank whose text is not empty, on all ranks; None if all are."""
+    lowest = torch.tensor([-(group.rank if text else group.size)])
     group.all_reduce(lowest, "max")
     if -int(lowest) == group.size:
         return None
     line = torch.zeros(_LINE_BYTES, dtype=torch.int32)
     if -int(lowest) == group.rank:
-        text = f"rank {group.rank} on {group.world.host} has another {what}".encode()[:_LINE_BYTES]
-        line[:len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        content = text.encode()[:_LINE_BYTES]
+        line[:len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     group.all_reduce(line)
     return line.to(torch.uint8).numpy().tobytes().rstrip(b"\0").decode(errors="ignore")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,13 @@ DECISIVE = ("processor", "instruction_sets", "torch_capability", "packages", "th
 """Which of them decide last bits."""
 
 
-def describe_environment(world: World, dataset_sha256: str) -> dict[str, Any]:
-    """Plain JSON values about this process; local."""
+def describe_environment(world: World, dataset_sha256: str, parts: Sequence[str] = ()) -> dict[str, Any]:
+    """Plain JSON values about this process; local. ``parts`` are optional packages that this run computes with."""
     processor = read_processor()
     return {
         "distrib": __version__,
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: _version(name) for name in (*_PACKAGES, *parts)},
         "processor": processor.name,
         "torch_capability": torch.backends.cpu.get_cpu_capability(),
         "instruction_sets": sorted(f for f in processor.flags if f.startswith(("avx512", "amx", "avx2"))),

@@ -27,6 +27,7 @@ from distrib.errors import CheckpointError, storage_errors
 from distrib.models.normalise import Normalise
 from distrib.models.weights import set_training, weights_sha256
 from distrib.rundir import RunDir
+from distrib.train import ipex
 from distrib.train.agree import agree_on_experiment, warn_of_other_processors
 from distrib.train.build import data_parallel, starting_model, training_order, training_transform, validator
 from distrib.train.environment import describe_environment, record_environment
@@ -103,12 +104,15 @@ class _State:
 def _fresh_state(experiment: Experiment, num_classes: int, group: Group, tell: Tell) -> _State:
     train = experiment.train
     model = starting_model(experiment, num_classes, tell)
+    optimizer = build_optimizer(model, train)
+    if train.ipex:  # before anything keeps a tensor of the model's: parameters get new storage
+        ipex.optimize(model, optimizer, group)
     trainable = [p for p in model.parameters() if p.requires_grad]
     reduction = REDUCTIONS[train.reduction](group, trainable, statistic_sizes(model), train.lanes)
     # Ranks on different processors may have drawn different last bits.
     group.broadcast(model.state_dict().values())
     average = MovingAverage(model, train.ema_decay) if train.ema_decay is not None else None
-    return _State(model, build_optimizer(model, train), average, reduction, Best())
+    return _State(model, optimizer, average, reduction, Best())
 
 
 def _restore(state: _State, run: RunDir, group: Group, tell: Tell) -> None:
@@ -149,7 +153,7 @@ def _train(run: RunDir, experiment: Experiment, manifest: Manifest, group: Group
                          seed=experiment.seed)
     steps = total_steps(experiment, len(samples))
     validate = validator(experiment, manifest, state.model, group)
-    environment = describe_environment(group.world, manifest.sha256)
+    environment = describe_environment(group.world, manifest.sha256, [ipex.PACKAGE] if train.ipex else [])
     warn_of_other_processors(environment, group, tell)
     with contextlib.ExitStack() as stack:
         log = writer = None

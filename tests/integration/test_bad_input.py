@@ -500,6 +500,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("an unknown model", f"{TRAIN} --set model.name=resnet5", "choose one of"),
         Case("an unknown library", f"{TRAIN} --set model.name=keras/resnet50", "is unknown"),
         Case("a library that is not installed", f"{TRAIN} --set model.name=timm/resnet50", "needs the package"),
+        Case("IPEX where it is not installed", f"{TRAIN} --set train.ipex=true", "pip install"),
         Case("a function of no module", f"{TRAIN} --set model.name=nowhere:model", "No module named"),
         Case("a function that takes something else", f"{TRAIN} --set model.name=os:getcwd", "model.name"),
         Case("no such weights", f"{TRAIN} --set model.weights=nowhere.safetensors", "can not be read"),

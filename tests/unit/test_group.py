@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -120,3 +120,18 @@ def test_a_collective_that_fails_names_the_rank() -> None:
 
 def test_an_experiment_may_name_every_backend_of_the_table() -> None:
     assert get_args(CommConfig.model_fields["backend"].annotation) == ("auto", *BACKENDS)
+
+
+def test_what_a_backend_writes_on_stdout_while_it_meets_is_not_shown(monkeypatch: pytest.MonkeyPatch,
+                                                                     capfd: pytest.CaptureFixture[str]) -> None:
+    meet = dist.init_process_group
+
+    def chatty(*arguments: Any, **named: Any) -> None:
+        os.write(1, b"[Gloo] Rank 0 is connected to 0 peer ranks.\n")  # as that of torch 2.8 does
+        meet(*arguments, **named)
+
+    monkeypatch.setattr(dist, "init_process_group", chatty)
+    print("before")
+    with Group(World()):
+        print("after")
+    assert capfd.readouterr().out == "before\nafter\n"

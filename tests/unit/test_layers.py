@@ -20,7 +20,7 @@ LAYERS = [
     {"scoring", "forward", "metrics", "intervals", "decision", "bundle", "runtimes", "trained", "checkpoint"},
     {"data", "comm", "models"},
     {"config", "rundir", "world"},
-    {"documents", "entry"},
+    {"documents", "entry", "stdout"},
     {"durable"},
     {"errors"},
 ]
