@@ -388,6 +388,10 @@ class Group : public c10d::Backend {
     const auto key = "oneccl/" + std::to_string(store->add("oneccl/made/" + std::to_string(rank), 1));
     if (size > 1) watch_ = watch_over(comm_, store, key + "/watch", address, host);
     meet(comm_, store, key);
+    // oneCCL ends its transport with the last communicator; ranks that ended theirs and ranks that did not, because
+    // a subgroup still lived there, would never meet again. So the first communicator lives as long as the process.
+    static const auto* first = new CommunicatorPtr(comm_);
+    (void)first;
   }
 
   ~Group() override {
@@ -630,7 +634,11 @@ class Group : public c10d::Backend {
 c10::intrusive_ptr<c10d::Backend> create(const c10::intrusive_ptr<c10d::Store>& store, int rank, int size,
                                          milliseconds timeout, const std::string& address, const std::string& host) {
   static std::once_flag once;
-  std::call_once(once, [] { ccl::init(); });
+  std::call_once(once, [] {
+    ccl::init();
+    // oneCCL's static destructors would meet its own threads, and whatever was leaked, at work.
+    on_exit([](int status, void*) { fflush(nullptr); _exit(status); }, nullptr);
+  });
   return c10::make_intrusive<Group>(store, rank, size, timeout, address, host);
 }
 }  // namespace
