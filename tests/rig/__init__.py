@@ -1,0 +1,1 @@
+"""Several nodes on one machine, for tests and benchmarks: network namespaces with addresses and host names."""

@@ -1,0 +1,120 @@
+"""Nodes made of network namespaces, joined by a bridge that lives in a namespace of its own.
+
+Nothing enters the machine's own network. Needs root and iproute2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+def why_not() -> str | None:
+    """Why there can be no nodes here; None if there can."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    if shutil.which("ip") is None or shutil.which("tc") is None:
+        return "ip and tc are missing (apt-get install iproute2)"
+    done = subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False)
+    return None if done.returncode == 0 else "this kernel makes no network namespaces"
+
+
+class Nodes:
+    """``count`` nodes named node1, node2, ... A context manager: leaving it ends what runs there, by pid."""
+
+    def __init__(self, count: int, network: str = "10.77.0") -> None:
+        self.names = [f"node{number}" for number in range(1, count + 1)]
+        self._network = network
+        self._prefix = f"rig{os.getpid()}"
+
+    def address(self, name: str) -> str:
+        return f"{self._network}.{self.names.index(name) + 1}"
+
+    def __enter__(self) -> Nodes:
+        try:
+            self._make()
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self._remove()
+
+    def start(self, name: str, argv: Sequence[str | Path], environment: Mapping[str, str] | None = None,
+              **options: Any) -> subprocess.Popen[str]:
+        """Start a program on a node, under the node's host name and with its /etc/hosts."""
+        inside = ["ip", "netns", "exec", self._space(name), "unshare", "--uts", "sh", "-c",
+                  'hostname "$0" && exec "$@"', name, *map(str, argv)]
+        return subprocess.Popen(inside, env={**os.environ, **(environment or {})}, text=True, **options)
+
+    def shape(self, name: str, rate: str | None) -> None:
+        """Limit a node's link both ways, such as "100mbit"; None lifts the limit."""
+        for space, device in ((self._space(name), "eth0"), (self._space("switch"), f"v{name}")):
+            with contextlib.suppress(subprocess.CalledProcessError):
+                _ip("netns", "exec", space, "tc", "qdisc", "del", "dev", device, "root")
+            if rate is not None:
+                _ip("netns", "exec", space, "tc", "qdisc", "add", "dev", device, "root", "tbf", "rate", rate,
+                    "burst", "256k", "latency", "20ms")
+
+    def cut(self, name: str, *, cut: bool = True) -> None:
+        """Take a node's cable out, or put it back."""
+        _ip("-n", self._space("switch"), "link", "set", f"v{name}", "down" if cut else "up")
+
+    def kill(self, name: str) -> None:
+        """Kill everything that runs on a node, at once: its power fails."""
+        for pid in self._pids(name):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _space(self, name: str) -> str:
+        return f"{self._prefix}-{name}"
+
+    def _pids(self, name: str) -> list[int]:
+        done = subprocess.run(["ip", "netns", "pids", self._space(name)], capture_output=True, text=True, check=False)
+        return [int(word) for word in done.stdout.split()]
+
+    def _make(self) -> None:
+        switch = self._space("switch")
+        _ip("netns", "add", switch)
+        _ip("-n", switch, "link", "add", "bridge", "type", "bridge")
+        _ip("-n", switch, "link", "set", "bridge", "up")
+        hosts = "127.0.0.1 localhost\n" + "".join(f"{self.address(name)} {name}\n" for name in self.names)
+        for name in self.names:
+            space = self._space(name)
+            _ip("netns", "add", space)
+            etc = Path("/etc/netns", space)
+            etc.mkdir(parents=True)
+            (etc / "hosts").write_text(hosts)
+            _ip("link", "add", f"v{name}", "netns", switch, "type", "veth", "peer", "name", "eth0", "netns", space)
+            _ip("-n", switch, "link", "set", f"v{name}", "master", "bridge", "up")
+            _ip("-n", space, "link", "set", "lo", "up")
+            _ip("-n", space, "addr", "add", f"{self.address(name)}/24", "dev", "eth0")
+            _ip("-n", space, "link", "set", "eth0", "up")
+
+    def _remove(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            pids = [pid for name in self.names for pid in self._pids(name)]
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            if pids:
+                time.sleep(0.3)
+        for name in (*self.names, "switch"):
+            subprocess.run(["ip", "netns", "del", self._space(name)], capture_output=True, check=False)
+            shutil.rmtree(Path("/etc/netns", self._space(name)), ignore_errors=True)
+        with contextlib.suppress(OSError):
+            Path("/etc/netns").rmdir()
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
