@@ -173,6 +173,7 @@ class EvaluateConfig(Section):
 
 class CommConfig(Section):
     backend: Literal["auto", "gloo", "oneccl", "horovod", "oneccl-bind-pt", "mpi"] = "auto"
+    """Who carries the sums; auto: oneccl where every rank has it, else gloo. See docs/communication.md."""
     timeout_s: Annotated[float, Field(ge=1, le=1e6)] = 300.0
     """Seconds without an answer after which a peer counts as lost."""
 

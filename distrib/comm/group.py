@@ -15,8 +15,9 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distrib.comm.choice import Choice, choose_alone, choose_together
 from distrib.comm.meeting import open_store
-from distrib.comm.table import announcer, choose_backend, prepare_backend
+from distrib.comm.table import announcer, prepare_backend
 from distrib.errors import WorldError
 from distrib.stdout import quiet_stdout
 from distrib.world import World
@@ -33,16 +34,26 @@ class Group:
 
     def __init__(self, world: World, backend: str = "auto", timeout_s: float = 300.0) -> None:
         self.world = world
-        self.backend = choose_backend(backend)
         timeout = datetime.timedelta(seconds=timeout_s)
         # Some backends write on stdout what they find.
         with self._lost_peer("meeting the other ranks"), _no_meeting(world), quiet_stdout():
+            store = None
+            self.choice = Choice(backend, "as asked for")
+            if backend == "auto":
+                alone = choose_alone(world)
+                store = open_store(world, timeout) if alone is None else None
+                self.choice = alone or choose_together(world, store)
             name = prepare_backend(self.backend, world)
             if name == "mpi":  # it brings ranks and meeting place of its own
                 dist.init_process_group(name, timeout=timeout)
                 return
-            store = open_store(world, timeout, announcer(self.backend))
+            store = store or open_store(world, timeout, announcer(self.backend))
             dist.init_process_group(name, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
+
+    @property
+    def backend(self) -> str:
+        """A name of the table of backends."""
+        return self.choice.backend
 
     @property
     def rank(self) -> int:

@@ -23,17 +23,14 @@ BACKENDS = {
 }
 
 
-def choose_backend(name: str) -> str:
-    """The backend that ``auto`` stands for, or ``name`` itself. Raises ConfigError for an unknown one."""
-    chosen = "gloo" if name == "auto" else name
-    if chosen not in BACKENDS:
+def prepare_backend(name: str, world: World) -> str:
+    """Prepare this process for a backend of the table; c10d's name for it.
+
+    Raises ConfigError for an unknown one, and for one that is missing.
+    """
+    if name not in BACKENDS:
         raise ConfigError(f"comm.backend = {name!r} is unknown", "nothing was started",
                           f"choose one of auto, {', '.join(BACKENDS)}")
-    return chosen
-
-
-def prepare_backend(name: str, world: World) -> str:
-    """Prepare this process for a backend of the table; c10d's name for it. Raises ConfigError if it is missing."""
     backend = backend_module(name)
     if (lack := backend.missing()) is not None:
         raise ConfigError(f"comm.backend = {name} can not be used: {lack}", "nothing was started")

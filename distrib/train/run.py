@@ -64,6 +64,8 @@ def run_train(settled: Settled, world: World, tell: Tell) -> dict[str, Any]:
         _run_lock(run) if world.is_first else contextlib.nullcontext(),
         _stop_requests() as stop_wanted,
     ):
+        if group.size > 1:
+            tell(f"communication: {group.backend} ({group.choice.why})")
         experiment = agree_on_experiment(settled, group)
         return _train(run, experiment, settled.manifest, group, stop_wanted, tell)
 

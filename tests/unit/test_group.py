@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from distrib.comm.gloo import prepare
 from distrib.comm.group import Group
-from distrib.comm.table import BACKENDS, choose_backend
+from distrib.comm.table import BACKENDS, prepare_backend
 from distrib.config import CommConfig
 from distrib.errors import ConfigError, WorldError
 from distrib.world import World
@@ -71,11 +71,9 @@ def test_leaving_destroys_the_group_and_another_may_follow() -> None:
     assert not dist.is_initialized()
 
 
-def test_the_table_of_backends() -> None:
-    assert choose_backend("auto") in BACKENDS
-    assert choose_backend("gloo") == "gloo"
+def test_an_unknown_backend_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"comm\.backend = 'smoke' is unknown") as caught:
-        choose_backend("smoke")
+        prepare_backend("smoke", World())
     assert "gloo" in caught.value.remedy
 
 

@@ -1,0 +1,37 @@
+"""What ``comm.backend: auto`` stands for, and why. All ranks choose the same."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+from distrib.comm.table import backend_module
+from distrib.world import World
+
+
+class Choice(NamedTuple):
+    backend: str
+    why: str
+    """For the log: what was found."""
+
+
+def choose_alone(world: World) -> Choice | None:
+    """The choice that needs no word from other ranks; None if theirs matter."""
+    if world.size == 1:
+        return Choice("gloo", "a single rank sends nothing")
+    if not world.master_addr and world.launcher == "horovodrun":
+        return Choice("horovod", "horovodrun started the ranks")
+    return None
+
+
+def choose_together(world: World, store: Any) -> Choice:
+    """oneccl if every rank has it, else gloo. Collective, through the ranks' common store."""
+    lack = backend_module("oneccl").missing()
+    store.set(f"lack/{world.rank}", json.dumps(f"rank {world.rank} on {world.host}: {lack}" if lack else None))
+    if world.is_first:
+        said = (json.loads(store.get(f"lack/{rank}")) for rank in range(world.size))
+        store.set("lack", json.dumps(next((one for one in said if one), None)))
+    lack = json.loads(store.get("lack"))
+    if lack is not None:
+        return Choice("gloo", f"oneccl would be faster, but {lack}")
+    return Choice("oneccl", "every rank has it: shared memory within a host, libfabric between hosts")
