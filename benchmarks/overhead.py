@@ -44,7 +44,7 @@ from distrib.train.log import RunLog  # noqa: E402
 from distrib.train.loop import Best, Trainer  # noqa: E402
 from distrib.train.optimise import build_optimizer, lane_loss  # noqa: E402
 from distrib.train.processor import resolve_precision  # noqa: E402
-from distrib.train.reduction import REDUCTIONS  # noqa: E402
+from distrib.train.reductions import build_reduction  # noqa: E402
 from distrib.train.step import LaneStep, statistic_sizes  # noqa: E402
 from distrib.world import World  # noqa: E402
 
@@ -75,7 +75,7 @@ def measure(model_name: str, dataset: Path, work: Path, rounds: int, clock: Call
         group = stack.enter_context(Group(World()))
         model = starting_model(experiment, len(manifest.classes), note)
         trainable = list(model.parameters())
-        reduction = REDUCTIONS["exact"](group, trainable, statistic_sizes(model), LANES)
+        reduction = build_reduction(experiment.train, group, trainable, statistic_sizes(model))
         ddp = data_parallel(model, compiled=False)
         reduction.attach(ddp)
         reader = stack.enter_context(ShardReader(dataset, samples))

@@ -19,6 +19,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Rgb = tuple[float, float, float]
 
+_MOST_LANES_16 = 256
+
 
 def _nonzero(values: Rgb) -> Rgb:
     if min(values) <= 0:
@@ -131,15 +133,19 @@ class TrainConfig(Section):
     """Largest norm of the whole gradient."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast where rank 0's processor is faster in it (AMX, or AVX512_BF16 of AMD), else fp32."""
-    reduction: Literal["exact", "fast"] = "exact"
-    """exact: lanes summed in fixed point, the same bits at any world size. fast: ordinary floating-point sums."""
+    reduction: Literal["exact", "exact16", "fast"] = "exact"
+    """exact: lanes summed in fixed point, the same bits at any world size. exact16: so too, in half the bytes, of up
+    to 256 lanes, rounded at random to 16 bits. fast: ordinary floating-point sums."""
     compile: bool = False
     """torch.compile the model: minutes of warm-up for a few per cent."""
 
     @model_validator(mode="after")
-    def _lanes_divide(self) -> TrainConfig:
+    def _fits_together(self) -> TrainConfig:
         if self.global_batch % self.lanes:
             raise ValueError(f"train.lanes ({self.lanes}) must divide train.global_batch ({self.global_batch})")
+        if self.reduction == "exact16" and self.lanes > _MOST_LANES_16:
+            raise ValueError(f"train.reduction = exact16 with train.lanes = {self.lanes}: fewer than 6 bits would be "
+                             f"left to a lane; take exact, or at most {_MOST_LANES_16} lanes")
         return self
 
     @property

@@ -40,7 +40,8 @@ from distrib.train.optimise import (
     lane_loss,
     load_optimizer_tensors,
 )
-from distrib.train.reduction import REDUCTIONS, Reduction
+from distrib.train.reduction import Reduction
+from distrib.train.reductions import build_reduction
 from distrib.train.resume import broadcast_tensors
 from distrib.train.settle import Settled
 from distrib.train.step import LaneStep, statistic_sizes
@@ -104,7 +105,7 @@ def _fresh_state(experiment: Experiment, num_classes: int, group: Group, tell: T
     train = experiment.train
     model = starting_model(experiment, num_classes, tell)
     trainable = [p for p in model.parameters() if p.requires_grad]
-    reduction = REDUCTIONS[train.reduction](group, trainable, statistic_sizes(model), train.lanes)
+    reduction = build_reduction(train, group, trainable, statistic_sizes(model))
     # Ranks on different processors may have drawn different last bits.
     group.broadcast(model.state_dict().values())
     average = MovingAverage(model, train.ema_decay) if train.ema_decay is not None else None

@@ -16,7 +16,7 @@ from distrib.data.stream import Batch
 from distrib.models.weights import is_frozen
 from distrib.train.reduction import Reduction
 
-_MODEL_RANDOMNESS = 11
+_MODEL_RANDOMNESS, _ROUNDING = 11, 13
 _MOST_ATTEMPTS = 8
 
 LaneLoss = Callable[[Tensor, Tensor], Tensor]
@@ -87,6 +87,7 @@ class LaneStep:
     def _lane(self, step: int, batch: Batch, *, last: bool) -> None:
         # Dropout and the like draw from torch's default generator: make it the lane's own.
         torch.manual_seed(key_of(_MODEL_RANDOMNESS, self._seed, step, batch.lane) >> 1)
+        self._reduction.begin_lane(key_of(_ROUNDING, self._seed, step, batch.lane))
         labels_N = torch.from_numpy(batch.labels_N)
         with contextlib.nullcontext() if last else self._ddp.no_sync():
             with torch.autocast("cpu", torch.bfloat16, enabled=self._autocast):

@@ -58,17 +58,19 @@ HUNDRED = ("--set", "train.steps=100", "--set", "evaluate.every_epochs=10", "--s
            "--set", "train.lr=0.01", "--set", "train.ema_decay=0.9")
 
 
-@pytest.mark.parametrize(("optimizer", "precision", "sampling"),
-                         [("sgd", "fp32", "shuffle"), ("adamw", "bf16", "balanced"),
-                          pytest.param("adamw", "fp32", "balanced", marks=pytest.mark.soak),
-                          pytest.param("sgd", "bf16", "shuffle", marks=pytest.mark.soak)])
+@pytest.mark.parametrize(("optimizer", "precision", "sampling", "reduction"),
+                         [("sgd", "fp32", "shuffle", "exact"), ("adamw", "bf16", "balanced", "exact"),
+                          ("adamw", "fp32", "shuffle", "exact16"),
+                          pytest.param("adamw", "fp32", "balanced", "exact", marks=pytest.mark.soak),
+                          pytest.param("sgd", "bf16", "shuffle", "exact16", marks=pytest.mark.soak)])
 def test_every_world_size_trains_the_same_model(start: Start, experiment: Path, tmp_path: Path, optimizer: str,
-                                                precision: str, sampling: str) -> None:
+                                                precision: str, sampling: str, reduction: str) -> None:
     results, ledgers = {}, {}
     for size in (1, 2, 3, 5):
         results[size] = train(start, size, experiment, *HUNDRED, "--set", f"train.optimizer={optimizer}",
                               "--set", f"train.precision={precision}", "--set", f"data.sampling={sampling}",
-                              "--set", "train.clip_norm=1.0", "--run", tmp_path / str(size))
+                              "--set", f"train.reduction={reduction}", "--set", "train.clip_norm=1.0", "--run",
+                              tmp_path / str(size))
         ledgers[size] = ledger(tmp_path / str(size))
     assert {result["step"] for result in results.values()} == {100}
     assert len({result["weights_sha256"] for result in results.values()}) == 1

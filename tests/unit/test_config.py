@@ -65,7 +65,7 @@ def test_the_shortest_experiment_and_its_overrides(least: Path) -> None:
     ("train.lanes=0", "train.lanes = 0"),
     ("train.momentum=1", "train.momentum = 1"),
     ("train.optimizer=adam", "train.optimizer = 'adam'"),
-    ("train.reduction=exact16", "train.reduction = 'exact16'"),
+    ("train.reduction=exact8", "train.reduction = 'exact8'"),
     ("train.class_weights=[1, 0]", "train.class_weights"),
     ("data.image_size=7", "data.image_size = 7"),
     ("data.augment.rotate_degrees=181", "data.augment.rotate_degrees = 181"),
