@@ -79,7 +79,8 @@ class Chunks:
         """``work`` of slices that together cover 0 .. count-1."""
         if self._pool is None or count <= _CHUNK:
             return [work(slice(0, count))]
-        return list(self._pool.map(work, (slice(start, start + _CHUNK) for start in range(0, count, _CHUNK))))
+        starts = range(0, count, _CHUNK)
+        return list(self._pool.map(work, (slice(start, min(start + _CHUNK, count)) for start in starts)))
 
 
 def largest(bits: Sequence[int]) -> float:
