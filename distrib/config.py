@@ -136,6 +136,13 @@ class TrainConfig(Section):
     reduction: Literal["exact", "exact16", "fast"] = "exact"
     """exact: lanes summed in fixed point, the same bits at any world size. exact16: so too, in half the bytes, of up
     to 256 lanes, rounded at random to 16 bits. fast: ordinary floating-point sums."""
+    local_steps: Positive = 1
+    """Steps that each lane trains by itself before all meet (DiLoCo); 1: they meet at every step. Validations,
+    checkpoints and stops wait for the next meeting."""
+    outer_lr: Annotated[float, Field(gt=0)] = 0.7
+    """Of local steps: the part of the lanes' mean move that is taken, by SGD with Nesterov momentum."""
+    outer_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of local steps."""
     compile: bool = False
     """torch.compile the model: minutes of warm-up for a few per cent."""
 
@@ -146,6 +153,9 @@ class TrainConfig(Section):
         if self.reduction == "exact16" and self.lanes > _MOST_LANES_16:
             raise ValueError(f"train.reduction = exact16 with train.lanes = {self.lanes}: fewer than 6 bits would be "
                              f"left to a lane; take exact, or at most {_MOST_LANES_16} lanes")
+        if self.local_steps > 1 and self.reduction == "fast":
+            raise ValueError("train.local_steps sums exactly, so train.reduction = fast would change nothing; "
+                             "take exact or exact16")
         return self
 
     @property

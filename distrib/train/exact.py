@@ -13,7 +13,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,10 +78,9 @@ class ExactVector:
 
     def __init__(self, sizes: Sequence[int], lanes: int) -> None:
         self._sizes = torch.tensor(list(sizes), dtype=torch.int64)
-        self._bounds = np.concatenate([[0], np.cumsum(sizes)]).tolist()
         self._bits = scale_bits(lanes, 64)
         self.exponents = Exponents.unknown(len(sizes))
-        self.total = torch.zeros(int(self._bounds[-1]), dtype=torch.int64)
+        self.total = torch.zeros(sum(sizes), dtype=torch.int64)
         self.peaks = torch.zeros(len(sizes))
 
     def clear(self) -> None:
@@ -96,8 +94,14 @@ class ExactVector:
         """Add one lane's tensors."""
         flat = torch.cat([tensor.detach().reshape(-1).double() for tensor in tensors])
         self.total += (flat * self._scales).round_().clamp_(-(2.0**62), 2.0**62).to(torch.int64)
-        for index, (start, end) in enumerate(zip(self._bounds[:-1], self._bounds[1:], strict=True)):
-            self.peaks[index] = torch.maximum(self.peaks[index], flat[start:end].abs().max().float())
+        self.peaks = torch.maximum(self.peaks, self._peaks(flat))
+
+    def peaks_of(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Largest magnitude of each of one lane's tensors, float32, without adding them."""
+        return self._peaks(torch.cat([tensor.detach().reshape(-1).double() for tensor in tensors]))
+
+    def _peaks(self, flat: Tensor) -> Tensor:
+        return torch.stack([part.abs().max() for part in flat.split(self._sizes.tolist())]).float()
 
     def mean(self, lanes: int) -> list[Tensor]:
         """The means over lanes, float64, one 1-d tensor each, from the (reduced) total."""

@@ -12,15 +12,20 @@ from distrib.train.fast_reduction import FastReduction
 from distrib.train.fixed_point import FixedPoint
 from distrib.train.packed import PackedFixedPoint
 from distrib.train.reduction import Reduction
+from distrib.train.step import statistic_sizes
 
 WORDS: dict[str, type[FixedPoint]] = {"exact": FixedPoint, "exact16": PackedFixedPoint}
 """How a value is held while it is added exactly."""
 
 
-def build_reduction(train: TrainConfig, group: Group, parameters: list[nn.Parameter],
-                    statistic_sizes: list[int]) -> Reduction:
-    """The reduction that ``train`` names."""
+def build_words(train: TrainConfig) -> FixedPoint:
+    """How the reduction that ``train`` names holds values; it must be an exact one."""
+    return WORDS[train.reduction](torch.get_num_threads())
+
+
+def build_reduction(train: TrainConfig, group: Group, model: nn.Module) -> Reduction:
+    """The reduction that ``train`` names, for the model's trainable parameters."""
+    parameters, sizes = [p for p in model.parameters() if p.requires_grad], statistic_sizes(model)
     if train.reduction == "fast":
-        return FastReduction(group, parameters, statistic_sizes, train.lanes)
-    words = WORDS[train.reduction](torch.get_num_threads())
-    return ExactReduction(group, parameters, statistic_sizes, train.lanes, words)
+        return FastReduction(group, parameters, sizes, train.lanes)
+    return ExactReduction(group, parameters, sizes, train.lanes, build_words(train))

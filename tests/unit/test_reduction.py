@@ -19,9 +19,10 @@ from distrib.data.keyed import key_of
 from distrib.data.stream import Batch
 from distrib.train.build import data_parallel
 from distrib.train.exact import scale_bits
+from distrib.train.lane import _MODEL_RANDOMNESS, averaged_buffers
 from distrib.train.reduction import Reduction
 from distrib.train.reductions import build_reduction
-from distrib.train.step import _MODEL_RANDOMNESS, LaneStep, StepResult, averaged_buffers, statistic_sizes
+from distrib.train.step import LaneStep, StepResult
 from distrib.world import World
 
 LANES, SEED = 4, 5
@@ -63,8 +64,7 @@ class Setup:
         self.model = model if model is not None else small_model()
         self.poison: dict[int, float] = {}
         """Loss factor by the number of the lane within a step."""
-        trainable = [p for p in self.model.parameters() if p.requires_grad]
-        self.reduction: Reduction = build_reduction(config(kind), group, trainable, statistic_sizes(self.model))
+        self.reduction: Reduction = build_reduction(config(kind), group, self.model)
         ddp = data_parallel(self.model, compiled=False)
         self.reduction.attach(ddp)
         self.lane_step = LaneStep(self.model, ddp, self.reduction, loss=self.loss, prepare=prepare, autocast=False,

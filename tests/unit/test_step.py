@@ -16,7 +16,7 @@ from distrib.data.stream import Batch
 from distrib.models.weights import freeze, set_training
 from distrib.train.build import data_parallel
 from distrib.train.reductions import build_reduction
-from distrib.train.step import LaneStep, StepResult, statistic_sizes
+from distrib.train.step import LaneStep, StepResult
 from distrib.world import World
 
 LANES = 3
@@ -68,8 +68,7 @@ class Noted(nn.Module):
 
 
 def step_of(group: Group, model: nn.Module, kind: str = "exact", seed: int = 9, autocast: bool = False) -> LaneStep:
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    reduction = build_reduction(config(kind), group, trainable, statistic_sizes(model))
+    reduction = build_reduction(config(kind), group, model)
     ddp = data_parallel(model, compiled=False)
     reduction.attach(ddp)
     return LaneStep(model, ddp, reduction, loss=F.cross_entropy, prepare=prepare, autocast=autocast, seed=seed)
