@@ -73,7 +73,7 @@ def measure(model_name: str, dataset: Path, work: Path, rounds: int, clock: Call
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(Group(World()))
         model = starting_model(experiment, len(manifest.classes), note)
-        reduction = build_reduction(experiment.train, group, model)
+        reduction = build_reduction(experiment.train, group, model, 0)
         optimizer = build_optimizer(model, experiment.train)
         reader = stack.enter_context(ShardReader(dataset, samples))
         stream = stack.enter_context(Stream(

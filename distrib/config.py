@@ -136,6 +136,13 @@ class TrainConfig(Section):
     reduction: Literal["exact", "exact16", "fast"] = "exact"
     """exact: lanes summed in fixed point, the same bits at any world size. exact16: so too, in half the bytes, of up
     to 256 lanes, rounded at random to 16 bits. fast: ordinary floating-point sums."""
+    compress: Literal["none", "bf16", "powersgd"] = "none"
+    """Of reduction fast: send gradients as bfloat16, or as low-rank products with error feedback (PowerSGD)."""
+    powersgd_rank: Annotated[int, Field(ge=1, le=256)] = 4
+    """Rank of the products that stand for a weight's gradient."""
+    powersgd_start: Annotated[int, Field(ge=2)] = 100
+    """Steps that send whole gradients before PowerSGD begins, also after a run was resumed: what PowerSGD held back
+    is in no checkpoint."""
     local_steps: Positive = 1
     """Steps that each lane trains by itself before all meet (DiLoCo); 1: they meet at every step. Validations,
     checkpoints and stops wait for the next meeting."""
@@ -153,6 +160,9 @@ class TrainConfig(Section):
         if self.reduction == "exact16" and self.lanes > _MOST_LANES_16:
             raise ValueError(f"train.reduction = exact16 with train.lanes = {self.lanes}: fewer than 6 bits would be "
                              f"left to a lane; take exact, or at most {_MOST_LANES_16} lanes")
+        if self.compress != "none" and self.reduction != "fast":
+            raise ValueError(f"train.compress = {self.compress} is for train.reduction = fast, not {self.reduction}; "
+                             "take exact16 for fewer bytes and exact sums")
         if self.local_steps > 1 and self.reduction == "fast":
             raise ValueError("train.local_steps sums exactly, so train.reduction = fast would change nothing; "
                              "take exact or exact16")

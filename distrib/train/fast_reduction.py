@@ -1,4 +1,4 @@
-"""Ordinary floating-point sums, by DistributedDataParallel itself."""
+"""Ordinary floating-point sums over lanes and ranks, whole or compressed."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from distrib.comm.group import Group
+from distrib.train.compress import Compression
 from distrib.train.reduction import Sums
 
 
 class FastReduction:
-    """Ordinary floating-point sums by DDP itself; the last bits depend on the world size."""
+    """Ordinary floating-point sums through DDP's buckets; the last bits depend on the world size."""
 
-    def __init__(self, group: Group, parameters: list[nn.Parameter], statistic_sizes: list[int], lanes: int) -> None:
+    def __init__(self, group: Group, parameters: list[nn.Parameter], statistic_sizes: list[int], lanes: int,
+                 compression: Compression) -> None:
         self._group, self._parameters, self._lanes = group, parameters, lanes
-        self._sizes = statistic_sizes
+        self._sizes, self._compression = statistic_sizes, compression
         # DDP takes the mean over ranks, which may carry different numbers of lanes.
         self.loss_factor = group.size / lanes
         self._total = torch.zeros(sum(statistic_sizes) + 1, dtype=torch.float64)
 
     def attach(self, ddp: DistributedDataParallel) -> None:
-        """Nothing: DDP's own all-reduce serves."""
+        self._compression.attach(ddp)
 
     def begin(self) -> None:
         self._total.zero_()
@@ -35,6 +37,7 @@ class FastReduction:
         self._total[:-1] += torch.cat([tensor.detach().reshape(-1).double() for tensor in statistics])
 
     def finish(self, stop: bool) -> Sums:
+        self._compression.finish()
         self._total[-1] = float(stop)
         self._group.all_reduce(self._total)
         finite = all(bool(p.grad.isfinite().all()) for p in self._parameters if p.grad is not None)

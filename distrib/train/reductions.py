@@ -7,6 +7,7 @@ from torch import nn
 
 from distrib.comm.group import Group
 from distrib.config import TrainConfig
+from distrib.train.compress import build_compression
 from distrib.train.exact_reduction import ExactReduction
 from distrib.train.fast_reduction import FastReduction
 from distrib.train.fixed_point import FixedPoint
@@ -23,9 +24,9 @@ def build_words(train: TrainConfig) -> FixedPoint:
     return WORDS[train.reduction](torch.get_num_threads())
 
 
-def build_reduction(train: TrainConfig, group: Group, model: nn.Module) -> Reduction:
-    """The reduction that ``train`` names, for the model's trainable parameters."""
+def build_reduction(train: TrainConfig, group: Group, model: nn.Module, seed: int) -> Reduction:
+    """The reduction that ``train`` names, for the model's trainable parameters; ``seed`` is the experiment's."""
     parameters, sizes = [p for p in model.parameters() if p.requires_grad], statistic_sizes(model)
     if train.reduction == "fast":
-        return FastReduction(group, parameters, sizes, train.lanes)
+        return FastReduction(group, parameters, sizes, train.lanes, build_compression(train, group, seed))
     return ExactReduction(group, parameters, sizes, train.lanes, build_words(train))

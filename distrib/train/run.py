@@ -104,7 +104,8 @@ def _fresh_state(experiment: Experiment, num_classes: int, group: Group, tell: T
     average = MovingAverage(model, train.ema_decay) if train.ema_decay is not None else None
     if train.local_steps > 1:
         return _State(model, build_outer_optimizer(model, train), average, None, Best())
-    return _State(model, build_optimizer(model, train), average, build_reduction(train, group, model), Best())
+    reduction = build_reduction(train, group, model, experiment.seed)
+    return _State(model, build_optimizer(model, train), average, reduction, Best())
 
 
 def _restore(state: _State, run: RunDir, group: Group, tell: Tell) -> None:

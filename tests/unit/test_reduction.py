@@ -50,7 +50,10 @@ def batches(seed: int = 0) -> list[Batch]:
 
 
 def config(kind: str) -> TrainConfig:
-    return TrainConfig.model_validate({"reduction": kind, "lanes": LANES, "global_batch": LANES})
+    """``kind`` is a reduction, or a compression of ordinary sums."""
+    compressed = {"reduction": "fast", "compress": kind, "powersgd_start": 2, "powersgd_rank": 4}
+    wish = compressed if kind in ("bf16", "powersgd") else {"reduction": kind}
+    return TrainConfig.model_validate({**wish, "lanes": LANES, "global_batch": LANES})
 
 
 def prepare(images_NHWC: Tensor) -> Tensor:
@@ -64,7 +67,7 @@ class Setup:
         self.model = model if model is not None else small_model()
         self.poison: dict[int, float] = {}
         """Loss factor by the number of the lane within a step."""
-        self.reduction: Reduction = build_reduction(config(kind), group, self.model)
+        self.reduction: Reduction = build_reduction(config(kind), group, self.model, SEED)
         ddp = data_parallel(self.model, compiled=False)
         self.reduction.attach(ddp)
         self.lane_step = LaneStep(self.model, ddp, self.reduction, loss=self.loss, prepare=prepare, autocast=False,
@@ -193,6 +196,23 @@ def test_what_is_not_finite_is_seen_whichever_lane_it_is_in(group: Group, kind: 
     assert not result.finite
     assert result.repeats == 0
     assert all(torch.equal(a, b) for a, b in zip(before, setup.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("kind", "error"), [("bf16", 2.0**-7), ("powersgd", 0.6)])
+def test_compressed_gradients_are_near_the_mean_and_their_errors_come_later(group: Group, kind: str,
+                                                                          error: float) -> None:
+    setup, plain = Setup(group, kind), Setup(group, "fast")
+    plain.run(batches())
+    sums = [torch.zeros_like(gradient) for gradient in plain.gradients()]
+    for step in range(42):
+        setup.model.load_state_dict(small_model().state_dict())
+        assert setup.run(batches()).finite
+        if step >= 2:
+            for total, got, true in zip(sums, setup.gradients(), plain.gradients(), strict=True):
+                total += got
+                assert (got - true).norm() <= error * true.norm() + 1e-7
+    for total, true in zip(sums, plain.gradients(), strict=True):  # PowerSGD sends what it held back
+        assert (total / 40 - true).norm() <= 0.1 * true.norm() + 1e-7
 
 
 def test_rounding_to_16_bits_draws_anew_each_step_and_has_no_bias(group: Group) -> None:

@@ -68,7 +68,7 @@ class Noted(nn.Module):
 
 
 def step_of(group: Group, model: nn.Module, kind: str = "exact", seed: int = 9, autocast: bool = False) -> LaneStep:
-    reduction = build_reduction(config(kind), group, model)
+    reduction = build_reduction(config(kind), group, model, seed)
     ddp = data_parallel(model, compiled=False)
     reduction.attach(ddp)
     return LaneStep(model, ddp, reduction, loss=F.cross_entropy, prepare=prepare, autocast=autocast, seed=seed)
