@@ -27,7 +27,7 @@ class LaneMove:
 
     def peaks(self) -> Tensor:
         """Largest magnitude of each, float32; NaN or infinite if one is no finite number."""
-        return torch.stack([value.abs().max() for value in self.values])
+        return torch.stack([value.abs().max() if value.numel() else torch.zeros(()) for value in self.values])
 
 
 class OuterSum:
