@@ -37,15 +37,14 @@ from distrib.data.manifest import load_manifest  # noqa: E402
 from distrib.data.prepare import run_prepare  # noqa: E402
 from distrib.data.shards import ShardReader  # noqa: E402
 from distrib.data.stream import Stream  # noqa: E402
-from distrib.models.normalise import Normalise  # noqa: E402
 from distrib.rundir import RunDir  # noqa: E402
-from distrib.train.build import data_parallel, starting_model, training_order, training_transform  # noqa: E402
+from distrib.train.build import starting_model, training_order, training_transform  # noqa: E402
 from distrib.train.log import RunLog  # noqa: E402
 from distrib.train.loop import Best, Trainer  # noqa: E402
-from distrib.train.optimise import build_optimizer, lane_loss  # noqa: E402
+from distrib.train.optimise import build_optimizer  # noqa: E402
+from distrib.train.paces import build_pace  # noqa: E402
 from distrib.train.processor import resolve_precision  # noqa: E402
-from distrib.train.reduction import REDUCTIONS  # noqa: E402
-from distrib.train.step import LaneStep, statistic_sizes  # noqa: E402
+from distrib.train.reductions import build_reduction  # noqa: E402
 from distrib.world import World  # noqa: E402
 
 LANES, LANE_BATCH, SIDE = 2, 32, 224
@@ -74,10 +73,8 @@ def measure(model_name: str, dataset: Path, work: Path, rounds: int, clock: Call
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(Group(World()))
         model = starting_model(experiment, len(manifest.classes), note)
-        trainable = list(model.parameters())
-        reduction = REDUCTIONS["exact"](group, trainable, statistic_sizes(model), LANES)
-        ddp = data_parallel(model, compiled=False)
-        reduction.attach(ddp)
+        reduction = build_reduction(experiment.train, group, model, 0)
+        optimizer = build_optimizer(model, experiment.train)
         reader = stack.enter_context(ShardReader(dataset, samples))
         stream = stack.enter_context(Stream(
             reader, samples, training_order(experiment, samples), training_transform(experiment), side=SIDE,
@@ -85,10 +82,8 @@ def measure(model_name: str, dataset: Path, work: Path, rounds: int, clock: Call
         ))
         trainer = Trainer(
             experiment=experiment, num_samples=len(samples), total_steps=steps, model=model,
-            optimizer=build_optimizer(model, experiment.train), reduction=reduction,
-            lane_step=LaneStep(model, ddp, reduction, loss=lane_loss(experiment.train, None),
-                               prepare=Normalise(experiment.data.mean, experiment.data.std), autocast=bf16, seed=0),
-            stream=stream, validate=None, average=None, first_step=0, best=Best(),
+            optimizer=optimizer, validate=None, average=None, first_step=0, best=Best(),
+            pace=build_pace(experiment, samples, group, model, optimizer, reduction, stream, None),
             log=stack.enter_context(RunLog(run, first_step=0, total_steps=steps)), writer=None,
             stop_wanted=lambda: False,
         )
@@ -100,7 +95,7 @@ def measure(model_name: str, dataset: Path, work: Path, rounds: int, clock: Call
 
         def whole() -> None:
             nonlocal done
-            trainer.one_step(done)
+            trainer.one_period(done)
             done += 1
 
         def bare() -> None:

@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from timing import one_core, paired_rounds, ratio, show
 
+from distrib.data.keyed import key_of
 from distrib.models.resnet import resnet50
 from distrib.train.fixed_point import FixedPoint
+from distrib.train.packed import PackedFixedPoint
 from distrib.train.processor import resolve_precision
 
 BATCH, SIDE = 32, 224
@@ -30,8 +33,7 @@ def main() -> None:
     bf16 = resolve_precision("auto") == "bf16"
     sizes = [parameter.numel() for parameter in model.parameters()]
     gradients = [torch.randn(size) * 1e-3 for size in sizes]
-    totals = [torch.zeros(size, dtype=torch.int32) for size in sizes]
-    fixed_point = FixedPoint()
+    kinds: dict[str, FixedPoint] = {"exact": FixedPoint(), "exact16": PackedFixedPoint()}
 
     def compute() -> None:
         model.zero_grad(set_to_none=True)
@@ -39,17 +41,24 @@ def main() -> None:
             logits_NK = model(images_NCHW)
         F.cross_entropy(logits_NK.float(), labels_N).backward()
 
-    def quantise() -> None:
-        for gradient, total in zip(gradients, totals, strict=True):
-            fixed_point.add(gradient, 2.0**30, total, total)
-        for gradient, total in zip(gradients, totals, strict=True):
-            fixed_point.read(total, 2.0**-30, gradient)
+    def quantise(words: FixedPoint) -> Callable[[], None]:
+        totals = [torch.zeros(words.num_words(size), dtype=torch.int32) for size in sizes]
 
-    taken = paired_rounds({"compute": compute, "quantise": quantise}, options.rounds)
-    middle, least, most = ratio(taken["quantise"], taken["compute"])
+        def work() -> None:
+            for number, (gradient, total) in enumerate(zip(gradients, totals, strict=True)):
+                words.add(gradient, 2.0**10, total, key_of(number))
+            for gradient, total in zip(gradients, totals, strict=True):
+                words.read(total, 2.0**-10, gradient)
+
+        return work
+
+    works = {name: quantise(words) for name, words in kinds.items()}
+    taken = paired_rounds({"compute": compute, **works}, options.rounds)
     show(f"ResNet-50, {sum(sizes) / 1e6:.1f} million gradients, a lane of {BATCH} images at {SIDE} px, "
-         f"{'bf16' if bf16 else 'fp32'}, core {core}: quantising, adding and writing back takes {100 * middle:.2f}% "
-         f"({100 * least:.2f} to {100 * most:.2f}) of a lane's compute")
+         f"{'bf16' if bf16 else 'fp32'}, core {core}: quantising, adding and writing back takes")
+    for name in kinds:
+        middle, least, most = ratio(taken[name], taken["compute"])
+        show(f"{name:8} {100 * middle:.2f}% ({100 * least:.2f} to {100 * most:.2f}) of a lane's compute")
 
 
 if __name__ == "__main__":

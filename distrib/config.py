@@ -19,6 +19,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Rgb = tuple[float, float, float]
 
+_MOST_LANES_16 = 256
+
 
 def _nonzero(values: Rgb) -> Rgb:
     if min(values) <= 0:
@@ -131,17 +133,44 @@ class TrainConfig(Section):
     """Largest norm of the whole gradient."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast where rank 0's processor is faster in it (AMX, or AVX512_BF16 of AMD), else fp32."""
-    reduction: Literal["exact", "fast"] = "exact"
-    """exact: lanes summed in fixed point, the same bits at any world size. fast: ordinary floating-point sums."""
+    reduction: Literal["exact", "exact16", "fast"] = "exact"
+    """exact: lanes summed in fixed point, the same bits at any world size. exact16: so too, in half the bytes, of up
+    to 256 lanes, rounded at random to 16 bits. fast: ordinary floating-point sums."""
+    compress: Literal["none", "bf16", "powersgd"] = "none"
+    """Of reduction fast: send gradients as bfloat16, or as low-rank products with error feedback (PowerSGD)."""
+    powersgd_rank: Annotated[int, Field(ge=1, le=256)] = 4
+    """Rank of the products that stand for a weight's gradient."""
+    powersgd_start: Annotated[int, Field(ge=2)] = 100
+    """Steps that send whole gradients before PowerSGD begins, also after a run was resumed: what PowerSGD held back
+    is in no checkpoint."""
+    local_steps: Positive = 1
+    """Steps that each lane trains by itself before all meet (DiLoCo); 1: they meet at every step. Validations,
+    checkpoints and stops wait for the next meeting."""
+    local_memory: Literal["none", "mean"] = "none"
+    """Of local steps: what lanes' optimisers know when a round begins. none: nothing. mean: the mean of all lanes'
+    moments, for two (SGD) or three (AdamW) times the bytes a round."""
+    outer_lr: Annotated[float, Field(gt=0)] = 0.7
+    """Of local steps: the part of the lanes' mean move that is taken, by SGD with Nesterov momentum."""
+    outer_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of local steps."""
     compile: bool = False
     """torch.compile the model: minutes of warm-up for a few per cent."""
     ipex: bool = False
     """Compute with intel-extension-for-pytorch 2.8, where a site has it with torch 2.8; see ipex.md."""
 
     @model_validator(mode="after")
-    def _lanes_divide(self) -> TrainConfig:
+    def _fits_together(self) -> TrainConfig:
         if self.global_batch % self.lanes:
             raise ValueError(f"train.lanes ({self.lanes}) must divide train.global_batch ({self.global_batch})")
+        if self.reduction == "exact16" and self.lanes > _MOST_LANES_16:
+            raise ValueError(f"train.reduction = exact16 with train.lanes = {self.lanes}: fewer than 6 bits would be "
+                             f"left to a lane; take exact, or at most {_MOST_LANES_16} lanes")
+        if self.compress != "none" and self.reduction != "fast":
+            raise ValueError(f"train.compress = {self.compress} is for train.reduction = fast, not {self.reduction}; "
+                             "take exact16 for fewer bytes and exact sums")
+        if self.local_steps > 1 and self.reduction == "fast":
+            raise ValueError("train.local_steps sums exactly, so train.reduction = fast would change nothing; "
+                             "take exact or exact16")
         return self
 
     @property

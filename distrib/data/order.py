@@ -20,7 +20,7 @@ random order; each class runs through its own samples in shuffled order, over an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -63,6 +63,22 @@ def num_steps(num_samples: int, epochs: int, global_batch: int) -> int:
 def carried_lanes(rank: int, size: int, lanes: int) -> range:
     """The lanes that a rank carries: contiguous, and as even as can be."""
     return range(rank * lanes // size, (rank + 1) * lanes // size)
+
+
+def reading_plan(lanes: Sequence[int], first_step: int, last_step: int,
+                 local_steps: int) -> Iterator[list[tuple[int, int]]]:
+    """What a rank takes at a time: (step, lane) pairs, for steps ``first_step`` .. ``last_step`` - 1.
+
+    With ``local_steps`` = 1 all its lanes of a step; with more, one lane's step: within each round of up to
+    ``local_steps`` steps (rounds end at their multiples) a lane's steps come before the next lane's.
+    """
+    if local_steps == 1:
+        yield from ([(step, lane) for lane in lanes] for step in range(first_step, last_step))
+        return
+    while first_step < last_step:
+        end = min((first_step // local_steps + 1) * local_steps, last_step)
+        yield from ([(step, lane)] for lane in lanes for step in range(first_step, end))
+        first_step = end
 
 
 class ShuffledOrder:

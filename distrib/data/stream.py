@@ -6,6 +6,7 @@ worker processes, shared memory or copies between them.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from distrib.data.decode import Pixels
 from distrib.data.manifest import SplitSamples
-from distrib.data.order import LaneBatch, Order
+from distrib.data.order import LaneBatch, Order, reading_plan
 from distrib.data.shards import ShardReader
 
 _IMAGES_A_TASK = 8  # small enough to spread one lane over the threads, large enough to hide queueing
@@ -39,23 +40,24 @@ class Batch:
 class Stream:
     """Batches of the lanes ``lanes`` for steps ``first_step``, ``first_step`` + 1, ... ``last_step`` - 1.
 
+    They come as `reading_plan` says: a step at a time or, with ``local_steps`` > 1, a lane's step at a time.
     Memory: at most ``prefetch_steps`` + 1 steps of decoded images. A context manager: leaving it ends the
     threads.
     """
 
     def __init__(self, reader: ShardReader, samples: SplitSamples, order: Order, transform: TrainingTransform, *,
                  side: int, lanes: Sequence[int], first_step: int, last_step: int, threads: int,
-                 prefetch_steps: int) -> None:
+                 prefetch_steps: int, local_steps: int = 1) -> None:
         self._reader, self._samples, self._order, self._transform = reader, samples, order, transform
-        self._side, self._lanes = side, lanes
-        self._next_step, self._last_step = first_step, last_step
+        self._side = side
+        self._plan = reading_plan(lanes, first_step, last_step, local_steps)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._ahead: deque[list[tuple[Batch, list[Future[None]]]]] = deque()
-        for _ in range(prefetch_steps):
+        for _ in range(prefetch_steps if local_steps == 1 else prefetch_steps * len(lanes)):
             self._schedule()
 
     def take(self) -> list[Batch]:
-        """The next step's batches, in lane order; waits for them. Raises ShardError on a broken sample."""
+        """The next batches of the plan, in lane order; waits for them. Raises ShardError on a broken sample."""
         self._schedule()
         batches: list[Batch] = []
         for batch, decoding in self._ahead.popleft():
@@ -77,10 +79,8 @@ class Stream:
         self.close()
 
     def _schedule(self) -> None:
-        if self._next_step >= self._last_step:
-            return
-        self._ahead.append([self._start(lane, self._order.batch(self._next_step, lane)) for lane in self._lanes])
-        self._next_step += 1
+        for pairs in itertools.islice(self._plan, 1):
+            self._ahead.append([self._start(lane, self._order.batch(step, lane)) for step, lane in pairs])
 
     def _start(self, lane: int, chosen: LaneBatch) -> tuple[Batch, list[Future[None]]]:
         count = len(chosen.samples)

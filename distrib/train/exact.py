@@ -2,7 +2,7 @@
 
 Floating-point addition is not associative, so a sum over lanes would depend on which ranks carry them.
 Here every value is scaled by a power of two, rounded to an integer and added as such. Each tensor has
-one exponent e for the step, carried over from the last one: |value| <= 2**(e + MARGIN) is promised, and
+one exponent e for the step, carried over from the last one: |value| <= 2**(e + margin) is promised, and
 the scale is chosen so that all lanes' sum fits. The lanes' largest magnitudes are reduced too; if one
 broke the promise every rank sees it, and the step is done again with exponents that hold.
 """
@@ -13,7 +13,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +23,7 @@ SLACK = 2
 """Bits by which values may stay below their exponent before it falls, by one a step."""
 
 _LOWEST, _HIGHEST = -80, 90
-LIMIT = 2.0 ** (_HIGHEST + MARGIN)
+LIMIT = 2.0**_HIGHEST
 """Magnitudes beyond this have no exponent; they count as not finite."""
 
 
@@ -33,15 +32,20 @@ class Exponents:
     """One exponent a tensor; equal on all ranks, as they come from reduced magnitudes alone."""
 
     values: list[int]
+    margin: int = MARGIN
 
     @classmethod
-    def unknown(cls, count: int) -> Exponents:
+    def unknown(cls, count: int, margin: int = MARGIN) -> Exponents:
         """Exponents so low that the first step shows the right ones, and is repeated."""
-        return cls([_LOWEST - MARGIN] * count)
+        return cls([_LOWEST - margin] * count, margin)
+
+    def scale(self, number: int, bits: int) -> float:
+        """What turns the promised values of a tensor into numbers of up to 2**bits; a power of two."""
+        return power_of_two(self.values[number], bits, self.margin)
 
     def hold(self, peaks: Tensor) -> bool:
         """Whether every magnitude (float32 [count], finite) is within its promise."""
-        limits = torch.tensor([2.0 ** (e + MARGIN) for e in self.values])
+        limits = torch.tensor([2.0 ** (e + self.margin) for e in self.values])
         return bool((peaks <= limits).all())
 
     def follow(self, peaks: Tensor) -> None:
@@ -61,9 +65,9 @@ def scale_bits(lanes: int, word_bits: int) -> int:
     return word_bits - 2 - math.ceil(math.log2(lanes))
 
 
-def power_of_two(exponent: int, bits: int) -> float:
-    """The scale 2**(bits - MARGIN - exponent) that turns |value| <= 2**(exponent + MARGIN) into <= 2**bits."""
-    return math.ldexp(1.0, bits - MARGIN - exponent)
+def power_of_two(exponent: int, bits: int, margin: int = MARGIN) -> float:
+    """The scale 2**(bits - margin - exponent) that turns |value| <= 2**(exponent + margin) into <= 2**bits."""
+    return math.ldexp(1.0, bits - margin - exponent)
 
 
 class ExactVector:
@@ -74,10 +78,9 @@ class ExactVector:
 
     def __init__(self, sizes: Sequence[int], lanes: int) -> None:
         self._sizes = torch.tensor(list(sizes), dtype=torch.int64)
-        self._bounds = np.concatenate([[0], np.cumsum(sizes)]).tolist()
         self._bits = scale_bits(lanes, 64)
         self.exponents = Exponents.unknown(len(sizes))
-        self.total = torch.zeros(int(self._bounds[-1]), dtype=torch.int64)
+        self.total = torch.zeros(sum(sizes), dtype=torch.int64)
         self.peaks = torch.zeros(len(sizes))
 
     def clear(self) -> None:
@@ -91,8 +94,14 @@ class ExactVector:
         """Add one lane's tensors."""
         flat = torch.cat([tensor.detach().reshape(-1).double() for tensor in tensors])
         self.total += (flat * self._scales).round_().clamp_(-(2.0**62), 2.0**62).to(torch.int64)
-        for index, (start, end) in enumerate(zip(self._bounds[:-1], self._bounds[1:], strict=True)):
-            self.peaks[index] = torch.maximum(self.peaks[index], flat[start:end].abs().max().float())
+        self.peaks = torch.maximum(self.peaks, self._peaks(flat))
+
+    def peaks_of(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Largest magnitude of each of one lane's tensors, float32, without adding them."""
+        return self._peaks(torch.cat([tensor.detach().reshape(-1).double() for tensor in tensors]))
+
+    def _peaks(self, flat: Tensor) -> Tensor:
+        return torch.stack([part.abs().max() for part in flat.split(self._sizes.tolist())]).float()
 
     def mean(self, lanes: int) -> list[Tensor]:
         """The means over lanes, float64, one 1-d tensor each, from the (reduced) total."""

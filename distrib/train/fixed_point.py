@@ -8,7 +8,7 @@ not depend on how the loops were compiled.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -26,10 +26,8 @@ _CHUNK = 1 << 18
 class _Kernels(NamedTuple):
     """Compiled loops over contiguous arrays; they let other threads run meanwhile."""
 
-    write: Callable[..., int]
-    """(values float32, scale float32, out int32) -> bits of the largest magnitude."""
     add: Callable[..., int]
-    """(values float32, scale float32, total int32, out int32) -> bits of the largest magnitude."""
+    """(values float32, scale float32, total int32) -> bits of the largest magnitude."""
     read: Callable[..., None]
     """(total int32, factor float64, out float32)."""
 
@@ -45,17 +43,10 @@ def _kernels() -> _Kernels:
         scaled = value * scale
         return np.int32(np.rint(scaled)) if abs(scaled) <= np.float32(_FITS) else np.int32(0)
 
-    def write(values: Any, scale: Any, out: Any) -> Any:
+    def add(values: Any, scale: Any, total: Any) -> Any:
         bits, peak = values.view(np.uint32), np.uint32(0)
         for i in range(values.size):
-            out[i] = rounded(values[i], scale)
-            peak = max(peak, bits[i] & np.uint32(0x7FFFFFFF))
-        return peak
-
-    def add(values: Any, scale: Any, total: Any, out: Any) -> Any:
-        bits, peak = values.view(np.uint32), np.uint32(0)
-        for i in range(values.size):
-            out[i] = total[i] + rounded(values[i], scale)
+            total[i] += rounded(values[i], scale)  # in place: two arrays that may overlap would not be vectorised
             peak = max(peak, bits[i] & np.uint32(0x7FFFFFFF))
         return peak
 
@@ -68,43 +59,66 @@ def _kernels() -> _Kernels:
         return kernel
 
     return _Kernels(
-        compiled("uint32(float32[::1], float32, int32[::1])", write),
-        compiled("uint32(float32[::1], float32, int32[::1], int32[::1])", add),
+        compiled("uint32(float32[::1], float32, int32[::1])", add),
         compiled("void(int32[::1], float64, float32[::1])", read),
     )
 
 
+def memory_order(tensor: Tensor) -> Tensor:
+    """A dense tensor's elements as they lie in memory, 1-d, sharing it."""
+    return tensor.as_strided((tensor.numel(),), (1,))
+
+
+class Chunks:
+    """Works through long arrays with up to ``threads`` threads."""
+
+    def __init__(self, threads: int = 1) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fixed-point") if threads > 1 else None
+
+    def map(self, work: Callable[[slice], Any], count: int) -> list[Any]:
+        """``work`` of slices that together cover 0 .. count-1."""
+        if self._pool is None or count <= _CHUNK:
+            return [work(slice(0, count))]
+        starts = range(0, count, _CHUNK)
+        return list(self._pool.map(work, (slice(start, min(start + _CHUNK, count)) for start in starts)))
+
+
+def largest(bits: Sequence[int]) -> float:
+    """The largest of float32 magnitudes given by their bits; infinite if one is no finite number."""
+    # Magnitudes of floats are ordered like their bits, NaN above infinity.
+    peak = float(np.uint32(max(bits)).view(np.float32))
+    return peak if math.isfinite(peak) else math.inf
+
+
 class FixedPoint:
-    """Quantises with up to ``threads`` threads; large tensors are shared out among them."""
+    """One int32 word a value, with up to ``threads`` threads."""
+
+    word_bits = 32
+    margin = 2
+    """See `distrib.train.exact.Exponents`."""
 
     def __init__(self, threads: int = 1) -> None:
         self._kernels = _kernels()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fixed-point") if threads > 1 else None
+        self._chunks = Chunks(threads)
 
-    def add(self, values: Tensor, scale: float, total: Tensor, out: Tensor | None) -> float:
-        """``out = total + round(values * scale)``; returns max |values|, infinite if one is no finite number.
+    def num_words(self, count: int) -> int:
+        """Words that hold ``count`` values."""
+        return count
 
-        values: float32, total and out: int32, all 1-d contiguous of one length. ``out`` may be ``total``;
-        ``total`` is not read when ``out`` is None, and is overwritten by the rounded values instead.
+    def add(self, values: Tensor, scale: float, total: Tensor, key: int = 0) -> float:  # noqa: ARG002
+        """``total += round(values * scale)``; returns max |values|, infinite if one is no finite number.
+
+        values: float32, total: int32, both 1-d contiguous of one length. Rounding needs no random numbers, so
+        ``key`` is not used.
         """
-        factor = np.float32(scale)
-        arrays = [values.detach().numpy(), total.numpy()] + ([out.numpy()] if out is not None else [])
-        kernel = self._kernels.write if out is None else self._kernels.add
+        array, words, factor = values.detach().numpy(), total.numpy(), np.float32(scale)
 
         def part(where: slice) -> int:
-            values_part, *others = (array[where] for array in arrays)
-            return kernel(values_part, factor, *others)
+            return self._kernels.add(array[where], factor, words[where])
 
-        # Magnitudes of floats are ordered like their bits, NaN above infinity.
-        peak = float(np.uint32(max(self._over_chunks(part, values.numel()))).view(np.float32))
-        return peak if math.isfinite(peak) else math.inf
+        return largest(self._chunks.map(part, values.numel()))
 
     def read(self, total: Tensor, factor: float, out: Tensor) -> None:
         """``out = total * factor``, rounded once; int32 to float32, both 1-d contiguous of one length."""
         source, target = total.numpy(), out.numpy()
-        self._over_chunks(lambda where: self._kernels.read(source[where], factor, target[where]), total.numel())
-
-    def _over_chunks(self, work: Callable[[slice], Any], count: int) -> list[Any]:
-        if self._pool is None or count <= _CHUNK:
-            return [work(slice(0, count))]
-        return list(self._pool.map(work, (slice(start, start + _CHUNK) for start in range(0, count, _CHUNK))))
+        self._chunks.map(lambda where: self._kernels.read(source[where], factor, target[where]), total.numel())

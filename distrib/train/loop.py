@@ -1,11 +1,11 @@
-"""The training loop: steps, validations, checkpoints, until the end or a request to stop."""
+"""The training loop: periods, validations, checkpoints, until the end or a request to stop."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,10 @@ from torch import Tensor, nn
 from distrib.checkpoint import Checkpoint, CheckpointWriter
 from distrib.config import EarlyStoppingConfig, Experiment
 from distrib.data.order import num_steps
-from distrib.data.stream import Batch, Stream
 from distrib.errors import DivergedError
 from distrib.train.log import RunLog
-from distrib.train.optimise import MovingAverage, learning_rate, optimizer_tensors, set_learning_rate
-from distrib.train.reduction import Reduction
-from distrib.train.step import LaneStep, StepResult
+from distrib.train.optimise import MovingAverage, optimizer_tensors
+from distrib.train.pace import Pace, Period
 
 Validate = Callable[[Mapping[str, Tensor]], dict[str, Any]]
 """Collective: weights to scores, of which ``score`` (higher is better) decides; equal on all ranks."""
@@ -28,12 +26,6 @@ def total_steps(experiment: Experiment, num_samples: int) -> int:
     """Steps of a whole run over ``num_samples`` training samples."""
     train = experiment.train
     return train.steps or num_steps(num_samples, train.epochs, train.global_batch)
-
-
-class Witness(Protocol):
-    """Sees which samples each step trained on."""
-
-    def __call__(self, step: int, batches: list[Batch]) -> None: ...
 
 
 @dataclass
@@ -68,7 +60,8 @@ class Trained:
 
 @dataclass
 class Trainer:
-    """One rank's part of a run, from ``first_step`` on. All ranks hold the same state at a step boundary."""
+    """One rank's part of a run, from ``first_step`` on, which ends a period. Validations, checkpoints and stops that
+    are due within a period happen at its end, where all ranks hold the same state."""
 
     experiment: Experiment
     num_samples: int
@@ -76,9 +69,8 @@ class Trainer:
     total_steps: int
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    reduction: Reduction
-    lane_step: LaneStep
-    stream: Stream
+    """Its state goes into checkpoints."""
+    pace: Pace
     validate: Validate | None
     average: MovingAverage | None
     first_step: int
@@ -88,7 +80,6 @@ class Trainer:
     writer: CheckpointWriter | None
     """Only on rank 0."""
     stop_wanted: Callable[[], bool]
-    witness: Witness | None = None
     _last_checkpoint: int | None = field(default=None, init=False)
 
     def run(self) -> Trained:
@@ -98,51 +89,41 @@ class Trainer:
         validation: dict[str, Any] | None = None
         stopped = False
         while step < self.total_steps and not (stopped or early):
-            stopped = self.one_step(step)
-            step += 1
+            before = step
+            stopped, step = self.one_period(step)
             validation = None
-            if self.validate is not None and not stopped and self._is_validation(step):
+            if self.validate is not None and not stopped and self._is_validation(before, step):
                 validation = self._validation(step)
                 early = self.best.gives_up(self.experiment.train.early_stopping)
-            if validation or stopped or self._is_checkpoint(step) or step == self.total_steps:
+            if validation or stopped or self._is_checkpoint(before, step) or step == self.total_steps:
                 self._checkpoint(step, validation)
         if self.writer is not None:
             self.writer.wait()
         return Trained(step, early or step >= self.total_steps, early, validation, self.best)
 
-    def one_step(self, step: int) -> bool:
-        """Returns whether some rank was asked to stop."""
+    def one_period(self, step: int) -> tuple[bool, int]:
+        """(whether some rank was asked to stop, steps done in all)."""
         start = time.perf_counter()
-        batches = self.stream.take()
-        data_s = time.perf_counter() - start
-        result = self.lane_step.run(step, batches, self.stop_wanted())
-        if not result.finite:
-            self._diverged(step + 1)
-        train = self.experiment.train
-        if train.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), train.clip_norm)
-        rate = learning_rate(train, step, self.total_steps, self.num_samples / train.global_batch)
-        set_learning_rate(self.optimizer, rate)
-        self.optimizer.step()
+        period = self.pace.run(step, self.stop_wanted())
+        if period.diverged is not None:
+            self._diverged(step + period.diverged)
+        end = step + len(period.steps)
         if self.average is not None:
-            self.average.update(step + 1)
-        if self.witness is not None:
-            self.witness(step + 1, batches)
+            self.average.update(end, len(period.steps))
         if self.log is not None:
-            self.log.step(_step_record(step + 1, result, rate, train.global_batch, data_s,
-                                       time.perf_counter() - start))
-        return result.stop
+            for record in _step_records(step, period, self.experiment.train.global_batch, time.perf_counter() - start):
+                self.log.step(record)
+        return period.stop, end
 
-    def _is_validation(self, step: int) -> bool:
-        """Whether a pass over the data (or several, as configured) ends within this step, or the run does."""
-        passes = step * self.experiment.train.global_batch // self.num_samples
-        before = (step - 1) * self.experiment.train.global_batch // self.num_samples
-        every = self.experiment.evaluate.every_epochs
-        return passes // every > before // every or step == self.total_steps
+    def _is_validation(self, before: int, step: int) -> bool:
+        """Whether a pass over the data (or several, as configured) ends within these steps, or the run does."""
+        samples = self.num_samples * self.experiment.evaluate.every_epochs
+        batch = self.experiment.train.global_batch
+        return step * batch // samples > before * batch // samples or step == self.total_steps
 
-    def _is_checkpoint(self, step: int) -> bool:
+    def _is_checkpoint(self, before: int, step: int) -> bool:
         every = self.experiment.checkpoint.every_steps
-        return every > 0 and step % every == 0
+        return every > 0 and step // every > before // every
 
     def _weights(self) -> Mapping[str, Tensor]:
         return self.average.tensors if self.average is not None else self.model.state_dict()
@@ -164,7 +145,7 @@ class Trainer:
     def _checkpoint(self, step: int, validation: dict[str, Any] | None) -> None:
         if self.writer is None:
             return
-        progress = {"reduction": self.reduction.state(), "best": vars(self.best).copy(), "validation": validation}
+        progress = {"reduction": self.pace.state(), "best": vars(self.best).copy(), "validation": validation}
         self.writer.submit(Checkpoint(
             step, _clones(self.model.state_dict()), _clones(optimizer_tensors(self.model, self.optimizer)),
             _clones(self.average.tensors) if self.average is not None else None, progress,
@@ -190,18 +171,21 @@ def _clones(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
-def _step_record(step: int, result: StepResult, rate: float, global_batch: int, data_s: float,
-                 total_s: float) -> dict[str, Any]:
-    return {
-        "step": step,
-        "loss": result.loss,
-        "accuracy": result.accuracy,
-        "lr": rate,
-        "images_per_s": global_batch / total_s,
-        "step_s": total_s,
-        "data_s": data_s,
-        "compute_s": result.compute_s,
-        "communication_s": result.communication_s,
-        "rest_s": total_s - data_s - result.compute_s - result.communication_s,
-        "repeats": result.repeats,
-    }
+def _step_records(before: int, period: Period, global_batch: int, total_s: float) -> Iterator[dict[str, Any]]:
+    """A record for each step of a period, which share its seconds evenly."""
+    count = len(period.steps)
+    measured_s = period.data_s + period.compute_s + period.communication_s
+    for number, step in enumerate(period.steps):
+        yield {
+            "step": before + number + 1,
+            "loss": step.loss,
+            "accuracy": step.accuracy,
+            "lr": step.rate,
+            "images_per_s": count * global_batch / total_s,
+            "step_s": total_s / count,
+            "data_s": period.data_s / count,
+            "compute_s": period.compute_s / count,
+            "communication_s": period.communication_s / count,
+            "rest_s": (total_s - measured_s) / count,
+            "repeats": period.repeats,
+        }

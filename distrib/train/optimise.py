@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from distrib.config import TrainConfig
 from distrib.errors import CheckpointError, ConfigError
-from distrib.train.step import LaneLoss
+from distrib.train.lane import LaneLoss
 
 
 def class_weights(config: TrainConfig, counts: NDArray[np.int64]) -> Tensor | None:
@@ -56,6 +56,13 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+
+
+def build_outer_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum for the mean of what lanes moved in a round."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.SGD(trainable, lr=config.outer_lr, momentum=config.outer_momentum,
+                           nesterov=config.outer_momentum > 0, fused=True)
 
 
 def learning_rate(config: TrainConfig, step: int, total_steps: int, steps_an_epoch: float) -> float:
@@ -108,9 +115,9 @@ class MovingAverage:
         self._live = dict(model.state_dict())
         self.tensors = {name: tensor.detach().clone() for name, tensor in self._live.items()}
 
-    def update(self, steps: int) -> None:
-        """Take in the weights after ``steps`` steps."""
-        decay = min(self._decay, (1 + steps) / (10 + steps))
+    def update(self, steps: int, since: int = 1) -> None:
+        """Take in the weights after ``steps`` steps, ``since`` steps after the last time."""
+        decay = min(self._decay, (1 + steps) / (10 + steps)) ** since
         for name, average in self.tensors.items():
             if average.is_floating_point():
                 average.lerp_(self._live[name].detach(), 1 - decay)

@@ -18,33 +18,27 @@ from torch import nn
 from distrib.checkpoint import CheckpointWriter, newest_checkpoint
 from distrib.comm.group import Group
 from distrib.config import Experiment
-from distrib.data.manifest import DatasetRecord, Manifest, class_counts
+from distrib.data.manifest import DatasetRecord, Manifest
 from distrib.data.order import carried_lanes
 from distrib.data.shards import ShardReader
 from distrib.data.stream import Stream
 from distrib.durable import replace_file
 from distrib.errors import CheckpointError, storage_errors
-from distrib.models.normalise import Normalise
 from distrib.models.weights import set_training, weights_sha256
 from distrib.rundir import RunDir
 from distrib.train import ipex
 from distrib.train.agree import agree_on_experiment, warn_of_other_processors
-from distrib.train.build import data_parallel, starting_model, training_order, training_transform, validator
+from distrib.train.build import starting_model, training_order, training_transform, validator
 from distrib.train.environment import describe_environment, record_environment
 from distrib.train.ledger import Ledger
 from distrib.train.log import RunLog
 from distrib.train.loop import Best, Trained, Trainer, total_steps
-from distrib.train.optimise import (
-    MovingAverage,
-    build_optimizer,
-    class_weights,
-    lane_loss,
-    load_optimizer_tensors,
-)
-from distrib.train.reduction import REDUCTIONS, Reduction
+from distrib.train.optimise import MovingAverage, build_optimizer, build_outer_optimizer, load_optimizer_tensors
+from distrib.train.paces import build_pace
+from distrib.train.reduction import Reduction
+from distrib.train.reductions import build_reduction
 from distrib.train.resume import broadcast_tensors
 from distrib.train.settle import Settled
-from distrib.train.step import LaneStep, statistic_sizes
 from distrib.world import World
 
 Tell = Callable[[str], None]
@@ -97,8 +91,10 @@ class _State:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    """With local steps, the outer one."""
     average: MovingAverage | None
-    reduction: Reduction
+    reduction: Reduction | None
+    """None with local steps: a round carries no exponents to the next."""
     best: Best
     step: int = 0
 
@@ -106,14 +102,14 @@ class _State:
 def _fresh_state(experiment: Experiment, num_classes: int, group: Group, tell: Tell) -> _State:
     train = experiment.train
     model = starting_model(experiment, num_classes, tell)
-    optimizer = build_optimizer(model, train)
+    local = train.local_steps > 1
+    optimizer = build_outer_optimizer(model, train) if local else build_optimizer(model, train)
     if train.ipex:  # before anything keeps a tensor of the model's: parameters get new storage
         ipex.optimize(model, optimizer, group)
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    reduction = REDUCTIONS[train.reduction](group, trainable, statistic_sizes(model), train.lanes)
     # Ranks on different processors may have drawn different last bits.
     group.broadcast(model.state_dict().values())
     average = MovingAverage(model, train.ema_decay) if train.ema_decay is not None else None
+    reduction = None if local else build_reduction(train, group, model, experiment.seed)
     return _State(model, optimizer, average, reduction, Best())
 
 
@@ -134,7 +130,8 @@ def _restore(state: _State, run: RunDir, group: Group, tell: Tell) -> None:
     load_optimizer_tensors(state.model, state.optimizer, broadcast_tensors(group, found.optimizer if found else None))
     if state.average is not None:
         state.average.load(broadcast_tensors(group, found.ema if found else None))
-    state.reduction.load_state(progress["reduction"])
+    if state.reduction is not None:
+        state.reduction.load_state(progress["reduction"])
     state.best = Best(**progress["best"])
     tell(f"goes on from the checkpoint of step {state.step}")
 
@@ -144,15 +141,9 @@ def _train(run: RunDir, experiment: Experiment, manifest: Manifest, group: Group
     train, data = experiment.train, experiment.data
     samples = manifest.samples("train")
     order = training_order(experiment, samples)
-    weights_K = class_weights(train, class_counts(samples.labels, len(samples.classes)))
     state = _fresh_state(experiment, len(manifest.classes), group, tell)
     _restore(state, run, group, tell)
     set_training(state.model)
-    ddp = data_parallel(state.model, compiled=train.compile)
-    state.reduction.attach(ddp)
-    lane_step = LaneStep(state.model, ddp, state.reduction, loss=lane_loss(train, weights_K),
-                         prepare=Normalise(data.mean, data.std), autocast=train.precision == "bf16",
-                         seed=experiment.seed)
     steps = total_steps(experiment, len(samples))
     validate = validator(experiment, manifest, state.model, group)
     environment = describe_environment(group.world, manifest.sha256, [ipex.PACKAGE] if train.ipex else [])
@@ -169,14 +160,14 @@ def _train(run: RunDir, experiment: Experiment, manifest: Manifest, group: Group
         stream = stack.enter_context(Stream(
             reader, samples, order, training_transform(experiment), side=data.image_size,
             lanes=carried_lanes(group.rank, group.size, train.lanes), first_step=state.step, last_step=steps,
-            threads=data.decode_threads, prefetch_steps=data.prefetch_steps,
+            threads=data.decode_threads, prefetch_steps=data.prefetch_steps, local_steps=train.local_steps,
         ))
         witness = stack.enter_context(Ledger(run, samples.keys, group, state.step)) if train.ledger else None
+        pace = build_pace(experiment, samples, group, state.model, state.optimizer, state.reduction, stream, witness)
         trained = Trainer(
             experiment=experiment, num_samples=len(samples), total_steps=steps, model=state.model,
-            optimizer=state.optimizer, reduction=state.reduction, lane_step=lane_step, stream=stream,
-            validate=validate, average=state.average, first_step=state.step, best=state.best, log=log, writer=writer,
-            stop_wanted=lambda: stop_wanted() > 0, witness=witness,
+            optimizer=state.optimizer, pace=pace, validate=validate, average=state.average, first_step=state.step,
+            best=state.best, log=log, writer=writer, stop_wanted=lambda: stop_wanted() > 0,
         ).run()
     return _result(run, state, trained, group, stop_wanted())
 
@@ -228,7 +219,7 @@ def _run_lock(run: RunDir) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stop_requests() -> Iterator[Callable[[], int]]:
-    """The signal that asked for a stop at the next step boundary, or 0; a second SIGINT ends at once."""
+    """The signal that asked for a stop at the end of the period, or 0; a second SIGINT ends at once."""
     wanted = 0
 
     def ask(number: int, _: FrameType | None) -> None:

@@ -58,17 +58,19 @@ HUNDRED = ("--set", "train.steps=100", "--set", "evaluate.every_epochs=10", "--s
            "--set", "train.lr=0.01", "--set", "train.ema_decay=0.9")
 
 
-@pytest.mark.parametrize(("optimizer", "precision", "sampling"),
-                         [("sgd", "fp32", "shuffle"), ("adamw", "bf16", "balanced"),
-                          pytest.param("adamw", "fp32", "balanced", marks=pytest.mark.soak),
-                          pytest.param("sgd", "bf16", "shuffle", marks=pytest.mark.soak)])
+@pytest.mark.parametrize(("optimizer", "precision", "sampling", "reduction"),
+                         [("sgd", "fp32", "shuffle", "exact"), ("adamw", "bf16", "balanced", "exact"),
+                          ("adamw", "fp32", "shuffle", "exact16"),
+                          pytest.param("adamw", "fp32", "balanced", "exact", marks=pytest.mark.soak),
+                          pytest.param("sgd", "bf16", "shuffle", "exact16", marks=pytest.mark.soak)])
 def test_every_world_size_trains_the_same_model(start: Start, experiment: Path, tmp_path: Path, optimizer: str,
-                                                precision: str, sampling: str) -> None:
+                                                precision: str, sampling: str, reduction: str) -> None:
     results, ledgers = {}, {}
     for size in (1, 2, 3, 5):
         results[size] = train(start, size, experiment, *HUNDRED, "--set", f"train.optimizer={optimizer}",
                               "--set", f"train.precision={precision}", "--set", f"data.sampling={sampling}",
-                              "--set", "train.clip_norm=1.0", "--run", tmp_path / str(size))
+                              "--set", f"train.reduction={reduction}", "--set", "train.clip_norm=1.0", "--run",
+                              tmp_path / str(size))
         ledgers[size] = ledger(tmp_path / str(size))
     assert {result["step"] for result in results.values()} == {100}
     assert len({result["weights_sha256"] for result in results.values()}) == 1
@@ -76,6 +78,66 @@ def test_every_world_size_trains_the_same_model(start: Start, experiment: Path, 
     assert len({result["best_score"] for result in results.values()}) == 1
     assert all(ledgers[size] == ledgers[1] for size in ledgers)
     assert len(ledgers[1]) == 100 * 8
+
+
+LOCAL = ("--set", "train.local_steps=7", "--set", "train.optimizer=adamw", "--set", "checkpoint.every_steps=10",
+         "--set", "train.clip_norm=1.0", "--set", "train.lr=0.003")
+
+
+@pytest.mark.parametrize(("reduction", "memory"), [("exact", "none"), ("exact16", "mean")])
+def test_every_world_size_trains_the_same_model_in_local_steps(start: Start, experiment: Path, tmp_path: Path,
+                                                              reduction: str, memory: str) -> None:
+    results = {size: train(start, size, experiment, *HUNDRED, *LOCAL, "--set", f"train.reduction={reduction}",
+                           "--set", f"train.local_memory={memory}", "--run", tmp_path / str(size))
+               for size in (1, 2, 3)}
+    for name in ("weights_sha256", "ema_sha256", "best_score", "step"):
+        assert len({result[name] for result in results.values()}) == 1, name
+    assert ledger(tmp_path / "1") == ledger(tmp_path / "2") == ledger(tmp_path / "3")
+    losses = []
+    for size in results:
+        lines = [json.loads(line) for line in (tmp_path / str(size) / "metrics.jsonl").read_text().splitlines()]
+        steps = [line for line in lines if line["event"] == "step"]
+        assert [line["step"] for line in steps] == list(range(1, 101))
+        losses.append([(line["loss"], line["accuracy"], line["lr"]) for line in steps])
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_local_steps_stopped_and_resumed_at_other_world_sizes(start: Start, experiment: Path, tmp_path: Path) -> None:
+    arguments = (experiment, *HUNDRED, *LOCAL, "--set", "checkpoint.keep_last=100", "--set",
+                 "train.local_memory=mean")
+    whole = train(start, 2, *arguments, "--run", tmp_path / "whole")
+    ends = [int(path.name.removeprefix("step-")) for path in (tmp_path / "whole" / "checkpoints").iterdir()]
+    # Each is the end of the first round that ends at a multiple of ten, or after it; 57 is also an epoch's.
+    assert sorted(ends) == [14, 21, 35, 42, 56, 63, 70, 84, 91, 100]
+    run = tmp_path / "torn"
+    for size, stop in ((3, signal.SIGTERM), (1, signal.SIGKILL)):
+        ranks = start_world(start, size, *arguments, "--run", run)
+        begun = len(ledger(run))
+        deadline = time.monotonic() + LIMIT_S
+        while len(ledger(run)) < begun + 24 * 8 and ranks[0].poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        for rank in ranks if stop == signal.SIGKILL else ranks[-1:]:
+            os.kill(rank.pid, stop)
+        outputs = [rank.communicate(timeout=LIMIT_S) for rank in ranks]
+        if stop == signal.SIGTERM:
+            assert all(rank.returncode > 128 for rank in ranks), outputs
+            assert json.loads(outputs[0][0])["step"] % 7 == 0
+    resumed = train(start, 2, *arguments, "--run", run)
+    assert resumed["weights_sha256"] == whole["weights_sha256"]
+    assert resumed["ema_sha256"] == whole["ema_sha256"]
+    assert ledger(run) == ledger(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("compress", ["bf16", "powersgd"])
+def test_compressed_sums_train_on_several_ranks(start: Start, experiment: Path, tmp_path: Path, compress: str) -> None:
+    # ResNet-18 has several buckets, whose messages must not get into each other's way.
+    for size, steps in ((1, 4), (3, 8)):  # resumed at another world size
+        result = train(start, size, experiment, "--set", "model.name=resnet18", "--set", "train.steps=8", "--set",
+                       "train.reduction=fast", "--set", f"train.compress={compress}", "--set",
+                       "train.powersgd_start=3", "--set", "checkpoint.every_steps=4", "--run",
+                       tmp_path / f"{size}-{steps}")
+        assert result["finished"]
 
 
 @pytest.mark.soak

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distrib.data.keyed import key_of, permutation, uniforms, words
-from distrib.data.order import BalancedOrder, Order, ShuffledOrder, carried_lanes, num_steps
+from distrib.data.order import BalancedOrder, Order, ShuffledOrder, carried_lanes, num_steps, reading_plan
 
 sizes = st.lists(st.integers(1, 30), min_size=1, max_size=12)
 
@@ -138,3 +138,17 @@ def test_random_words_never_change() -> None:
     assert values.min() >= 0
     assert values.max() < 1
     assert values.mean() == pytest.approx(0.5, abs=0.005)
+
+
+@given(st.integers(1, 5), st.integers(0, 20), st.integers(0, 20), st.integers(1, 7))
+def test_a_reading_plan_has_every_step_of_every_lane_once_and_lanes_whole_in_their_rounds(
+        lanes: int, first: int, count: int, local_steps: int) -> None:
+    taken = list(reading_plan(range(lanes), first, first + count, local_steps))
+    pairs = [pair for together in taken for pair in together]
+    assert sorted(pairs) == [(step, lane) for step in range(first, first + count) for lane in range(lanes)]
+    if local_steps == 1:
+        assert pairs == sorted(pairs)
+        assert {len(together) for together in taken} <= {lanes}
+    else:
+        assert pairs == sorted(pairs, key=lambda pair: (pair[0] // local_steps, pair[1], pair[0]))
+        assert {len(together) for together in taken} <= {1}

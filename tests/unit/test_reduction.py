@@ -14,12 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distrib.comm.group import Group
+from distrib.config import TrainConfig
 from distrib.data.keyed import key_of
 from distrib.data.stream import Batch
 from distrib.train.build import data_parallel
 from distrib.train.exact import scale_bits
-from distrib.train.reduction import REDUCTIONS, Reduction
-from distrib.train.step import _MODEL_RANDOMNESS, LaneStep, StepResult, averaged_buffers, statistic_sizes
+from distrib.train.lane import _MODEL_RANDOMNESS, averaged_buffers
+from distrib.train.reduction import Reduction
+from distrib.train.reductions import build_reduction
+from distrib.train.step import LaneStep, StepResult
 from distrib.world import World
 
 LANES, SEED = 4, 5
@@ -46,6 +49,13 @@ def batches(seed: int = 0) -> list[Batch]:
             for lane in range(LANES)]
 
 
+def config(kind: str) -> TrainConfig:
+    """``kind`` is a reduction, or a compression of ordinary sums."""
+    compressed = {"reduction": "fast", "compress": kind, "powersgd_start": 2, "powersgd_rank": 4}
+    wish = compressed if kind in ("bf16", "powersgd") else {"reduction": kind}
+    return TrainConfig.model_validate({**wish, "lanes": LANES, "global_batch": LANES})
+
+
 def prepare(images_NHWC: Tensor) -> Tensor:
     return images_NHWC.permute(0, 3, 1, 2).float() / 128 - 1
 
@@ -57,8 +67,7 @@ class Setup:
         self.model = model if model is not None else small_model()
         self.poison: dict[int, float] = {}
         """Loss factor by the number of the lane within a step."""
-        trainable = [p for p in self.model.parameters() if p.requires_grad]
-        self.reduction: Reduction = REDUCTIONS[kind](group, trainable, statistic_sizes(self.model), LANES)
+        self.reduction: Reduction = build_reduction(config(kind), group, self.model, SEED)
         ddp = data_parallel(self.model, compiled=False)
         self.reduction.attach(ddp)
         self.lane_step = LaneStep(self.model, ddp, self.reduction, loss=self.loss, prepare=prepare, autocast=False,
@@ -93,7 +102,7 @@ def lane_by_lane(chosen: Sequence[Batch]) -> tuple[list[list[Tensor]], list[list
     return gradients, statistics, losses
 
 
-@pytest.mark.parametrize("kind", ["exact", "fast"])
+@pytest.mark.parametrize("kind", ["exact", "exact16", "fast"])
 def test_gradients_are_the_mean_over_all_lanes(group: Group, kind: str) -> None:
     setup = Setup(group, kind)
     gradients, statistics, losses = lane_by_lane(batches())
@@ -106,16 +115,17 @@ def test_gradients_are_the_mean_over_all_lanes(group: Group, kind: str) -> None:
             true = torch.stack(list(lanes)).double().mean(0)
             peak = max(float(lane.abs().max()) for lane in lanes)
             grid = 2.0 ** (math.frexp(peak)[1] + 2 - scale_bits(LANES, 32))
-            error = 0.5 * grid if kind == "exact" else 0.0
+            error = {"exact": 0.5 * grid, "exact16": 2**15 * grid, "fast": 0.0}[kind]  # exact16: margin 1, a whole unit
             assert ((got.double() - true).abs() <= error + 3e-7 * peak).all()
         for buffer, lanes in zip(averaged_buffers(setup.model), zip(*statistics, strict=True), strict=True):
             torch.testing.assert_close(buffer, torch.stack(list(lanes)).mean(0), rtol=1e-6, atol=1e-9)
 
 
-def test_exact_sums_do_not_depend_on_the_order_of_lanes(group: Group) -> None:
+@pytest.mark.parametrize("kind", ["exact", "exact16"])
+def test_exact_sums_do_not_depend_on_the_order_of_lanes(group: Group, kind: str) -> None:
     results = []
     for order in ([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]):
-        setup = Setup(group, "exact")
+        setup = Setup(group, kind)
         for step in range(3):
             chosen = batches(step)
             result = setup.run([chosen[lane] for lane in order], step)
@@ -140,19 +150,20 @@ def test_ordinary_sums_do_depend_on_it(group: Group) -> None:
     assert not all(torch.equal(gradients[0], other) for other in gradients[1:])
 
 
-def test_a_repeated_step_ends_like_one_with_the_right_exponents_from_the_start(group: Group) -> None:
-    setup = Setup(group, "exact")
+@pytest.mark.parametrize("kind", ["exact", "exact16"])
+def test_a_repeated_step_ends_like_one_with_the_right_exponents_from_the_start(group: Group, kind: str) -> None:
+    setup = Setup(group, kind)
     first = setup.run(batches())
     assert first.repeats == 1  # nothing was known of the magnitudes
     right = copy.deepcopy(setup.reduction.state())
-    reference = Setup(group, "exact")
+    reference = Setup(group, kind)
     reference.reduction.load_state(copy.deepcopy(right))
     assert reference.run(batches()).repeats == 0
     expected = reference.gradients(), reference.buffers()
     for key, number in (("gradients", 0), ("gradients", 7), ("statistics", 1), ("statistics", 4)):
         state = copy.deepcopy(right)
         state[key][number] -= 12  # one tensor's magnitudes grew beyond what was promised
-        other = Setup(group, "exact")
+        other = Setup(group, kind)
         other.reduction.load_state(state)
         result = other.run(batches())
         assert result.repeats == 1
@@ -173,7 +184,7 @@ def test_state_survives_json_and_carries_the_exponents(group: Group) -> None:
     fast.reduction.load_state(json.loads(json.dumps(fast.reduction.state())))
 
 
-@pytest.mark.parametrize("kind", ["exact", "fast"])
+@pytest.mark.parametrize("kind", ["exact", "exact16", "fast"])
 @pytest.mark.parametrize("lane", [0, LANES - 1])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_seen_whichever_lane_it_is_in(group: Group, kind: str, lane: int, value: float) -> None:
@@ -185,6 +196,43 @@ def test_what_is_not_finite_is_seen_whichever_lane_it_is_in(group: Group, kind: 
     assert not result.finite
     assert result.repeats == 0
     assert all(torch.equal(a, b) for a, b in zip(before, setup.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("kind", "error"), [("bf16", 2.0**-7), ("powersgd", 0.6)])
+def test_compressed_gradients_are_near_the_mean_and_their_errors_come_later(group: Group, kind: str,
+                                                                          error: float) -> None:
+    setup, plain = Setup(group, kind), Setup(group, "fast")
+    plain.run(batches())
+    sums = [torch.zeros_like(gradient) for gradient in plain.gradients()]
+    for step in range(42):
+        setup.model.load_state_dict(small_model().state_dict())
+        assert setup.run(batches()).finite
+        if step >= 2:
+            for total, got, true in zip(sums, setup.gradients(), plain.gradients(), strict=True):
+                total += got
+                assert (got - true).norm() <= error * true.norm() + 1e-7
+    for total, true in zip(sums, plain.gradients(), strict=True):  # PowerSGD sends what it held back
+        assert (total / 40 - true).norm() <= 0.1 * true.norm() + 1e-7
+
+
+def test_rounding_to_16_bits_draws_anew_each_step_and_has_no_bias(group: Group) -> None:
+    sums, steps = [torch.zeros_like(p) for p in small_model().parameters()], 200
+    setup = Setup(group, "exact16")
+    setup.model[6].p = 0.0  # type: ignore[index]
+    exact = Setup(group, "exact")
+    exact.model[6].p = 0.0  # type: ignore[index]
+    exact.run(batches())
+    first: list[Tensor] = []
+    for step in range(steps):
+        setup.run(batches(), step)
+        setup.model.load_state_dict(small_model().state_dict())
+        first = first or setup.gradients()
+        for total, gradient in zip(sums, setup.gradients(), strict=True):
+            total += gradient
+    assert not all(torch.equal(a, b) for a, b in zip(first, setup.gradients(), strict=True))
+    for total, true in zip(sums, exact.gradients(), strict=True):
+        unit = 2.0 ** (math.frexp(float(true.abs().max()))[1] + 3 - scale_bits(LANES, 16))
+        assert (total / steps - true).abs().max() < unit * 4.5 / (LANES * steps) ** 0.5
 
 
 def test_gradients_beyond_every_exponent_count_as_diverged(group: Group) -> None:
@@ -199,7 +247,7 @@ def test_gradients_beyond_every_exponent_count_as_diverged(group: Group) -> None
     assert result.repeats >= 1
 
 
-@pytest.mark.parametrize("kind", ["exact", "fast"])
+@pytest.mark.parametrize("kind", ["exact", "exact16", "fast"])
 @pytest.mark.parametrize("stop", [False, True])
 def test_a_wish_to_stop_travels_with_the_step(group: Group, kind: str, stop: bool) -> None:
     assert Setup(group, kind).run(batches(), stop=stop).stop == stop

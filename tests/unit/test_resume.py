@@ -57,6 +57,7 @@ def test_a_run_goes_on_with_or_without_its_file(run: RunDir, experiment: Path) -
     (["train.lanes=4"], "train.lanes"),
     (["train.threads=2"], "train.threads"),
     (["train.reduction=fast"], "train.reduction"),
+    (["train.local_steps=4"], "train.local_steps"),
     (["model.name=resnet18"], "model.name"),
     (["evaluate.metric=loss"], "evaluate.metric"),
     (["train.early_stopping.patience=3"], "train.early_stopping"),

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distrib.comm.group import Group
+from distrib.config import TrainConfig
 from distrib.data.stream import Batch
 from distrib.models.weights import freeze, set_training
 from distrib.train.build import data_parallel
-from distrib.train.reduction import REDUCTIONS
-from distrib.train.step import LaneStep, StepResult, statistic_sizes
+from distrib.train.reductions import build_reduction
+from distrib.train.step import LaneStep, StepResult
 from distrib.world import World
 
 LANES = 3
@@ -27,6 +28,10 @@ def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[Group]:
     torch.set_num_threads(1)
     with Group(World()) as group:
         yield group
+
+
+def config(kind: str) -> TrainConfig:
+    return TrainConfig.model_validate({"reduction": kind, "lanes": LANES, "global_batch": LANES})
 
 
 def prepare(images_NHWC: Tensor) -> Tensor:
@@ -63,8 +68,7 @@ class Noted(nn.Module):
 
 
 def step_of(group: Group, model: nn.Module, kind: str = "exact", seed: int = 9, autocast: bool = False) -> LaneStep:
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    reduction = REDUCTIONS[kind](group, trainable, statistic_sizes(model), LANES)
+    reduction = build_reduction(config(kind), group, model, seed)
     ddp = data_parallel(model, compiled=False)
     reduction.attach(ddp)
     return LaneStep(model, ddp, reduction, loss=F.cross_entropy, prepare=prepare, autocast=autocast, seed=seed)

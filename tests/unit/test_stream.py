@@ -13,7 +13,7 @@ import pytest
 
 from distrib.data.decode import Pixels
 from distrib.data.manifest import SplitSamples, load_manifest
-from distrib.data.order import LaneBatch, Order, ShuffledOrder
+from distrib.data.order import LaneBatch, Order, ShuffledOrder, reading_plan
 from distrib.data.shards import ShardReader
 from distrib.data.stream import Batch, Stream
 from distrib.data.transform import TrainTransform
@@ -40,15 +40,27 @@ class Watched:
         return self.order.batch(step, lane)
 
 
+class Counted:
+    """An order that counts the batches asked for."""
+
+    def __init__(self, order: Order) -> None:
+        self.order, self.batches = order, 0
+
+    def batch(self, step: int, lane: int) -> LaneBatch:
+        self.batches += 1
+        return self.order.batch(step, lane)
+
+
 def order_of(samples: SplitSamples) -> ShuffledOrder:
     return ShuffledOrder(samples.shard_sizes, lanes=LANES, lane_batch=LANE_BATCH, seed=1, shuffle_shards=2)
 
 
 def stream_of(reader: ShardReader, samples: SplitSamples, *, order: Order | None = None,
               transform: Transform = TRANSFORM, lanes: Sequence[int] = range(LANES), first_step: int = 0,
-              last_step: int = 6, threads: int = 2, prefetch_steps: int = 2) -> Stream:
+              last_step: int = 6, threads: int = 2, prefetch_steps: int = 2, local_steps: int = 1) -> Stream:
     return Stream(reader, samples, order or order_of(samples), transform, side=SIDE, lanes=lanes,
-                  first_step=first_step, last_step=last_step, threads=threads, prefetch_steps=prefetch_steps)
+                  first_step=first_step, last_step=last_step, threads=threads, prefetch_steps=prefetch_steps,
+                  local_steps=local_steps)
 
 
 def directly(reader: ShardReader, samples: SplitSamples, step: int, lane: int) -> Batch:
@@ -89,6 +101,17 @@ def test_no_more_steps_are_begun_than_promised(dataset: Path, samples: SplitSamp
             stream.take()
             # This step's images and at most `prefetch_steps` more.
             assert order.steps == set(range(min(10, step + 1 + prefetch_steps)))
+
+
+def test_local_steps_come_lane_by_lane_in_no_more_memory(dataset: Path, samples: SplitSamples) -> None:
+    order = Counted(order_of(samples))
+    with ShardReader(dataset, samples) as reader, stream_of(reader, samples, order=order, local_steps=4) as stream:
+        for taken, (step, lane) in enumerate(pair for pairs in reading_plan(range(LANES), 0, 6, 4) for pair in pairs):
+            assert order.batches <= taken + 2 * LANES
+            (batch,) = stream.take()
+            assert batch.lane == lane
+            np.testing.assert_array_equal(batch.images_NHWC, directly(reader, samples, step, lane).images_NHWC)
+        assert taken == 6 * LANES - 1
 
 
 def test_a_broken_sample_stops_its_own_step_and_is_named(dataset: Path, samples: SplitSamples) -> None:

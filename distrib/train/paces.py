@@ -1,0 +1,62 @@
+"""The pace that an experiment asks for, put together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from distrib.comm.group import Group
+from distrib.config import Experiment
+from distrib.data.manifest import SplitSamples, class_counts
+from distrib.data.order import carried_lanes
+from distrib.data.stream import Stream
+from distrib.models.normalise import Normalise
+from distrib.train.build import data_parallel
+from distrib.train.each_step import EachStep
+from distrib.train.inner_memory import InnerMemory, moment_names
+from distrib.train.lane import LanePass
+from distrib.train.local_round import LocalRounds
+from distrib.train.loop import total_steps
+from distrib.train.optimise import build_optimizer, class_weights, lane_loss, learning_rate
+from distrib.train.outer_sum import OuterSum
+from distrib.train.pace import Pace, Witness
+from distrib.train.reduction import Reduction
+from distrib.train.reductions import build_words
+from distrib.train.step import LaneStep
+
+
+def build_pace(experiment: Experiment, samples: SplitSamples, group: Group, model: nn.Module,
+               optimizer: torch.optim.Optimizer, reduction: Reduction | None, stream: Stream,
+               witness: Witness | None) -> Pace:
+    """Collective. ``reduction`` is needed for lanes that meet at every step, and ``optimizer`` then is theirs.
+
+    With local steps ``optimizer`` is the outer one, and ``stream`` must deliver a lane's step at a time.
+    """
+    train = experiment.train
+    steps = total_steps(experiment, len(samples))
+    weights_K = class_weights(train, class_counts(samples.labels, len(samples.classes)))
+    forward: dict[str, Any] = {
+        "loss": lane_loss(train, weights_K), "prepare": Normalise(experiment.data.mean, experiment.data.std),
+        "autocast": train.precision == "bf16", "seed": experiment.seed,
+    }
+
+    def rate(step: int) -> float:
+        return learning_rate(train, step, steps, len(samples) / train.global_batch)
+
+    if reduction is not None:
+        ddp = data_parallel(model, compiled=train.compile)
+        reduction.attach(ddp)
+        return EachStep(model, optimizer, reduction, LaneStep(model, ddp, reduction, **forward), stream, rate=rate,
+                        clip_norm=train.clip_norm, witness=witness)
+    module: Any = torch.compile(model) if train.compile else model
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    memory = InnerMemory(trainable, optimizer, moment_names(train))
+    sizes = [*(p.numel() for p in trainable), *memory.sizes]
+    return LocalRounds(
+        model, optimizer, group, OuterSum(group, sizes, train.lanes, build_words(train)), memory,
+        LanePass(module, **forward), stream, lanes=carried_lanes(group.rank, group.size, train.lanes),
+        num_lanes=train.lanes, local_steps=train.local_steps, total_steps=steps, seed=experiment.seed,
+        inner=lambda: build_optimizer(model, train), rate=rate, clip_norm=train.clip_norm, witness=witness,
+    )
