@@ -38,8 +38,8 @@ def our_step(bf16: bool, ipex: bool) -> Callable[[], object]:
     from distrib.train.build import data_parallel, starting_model
     from distrib.train.ipex import optimize
     from distrib.train.optimise import build_optimizer, lane_loss
-    from distrib.train.reduction import REDUCTIONS
-    from distrib.train.step import LaneStep, statistic_sizes
+    from distrib.train.reductions import build_reduction
+    from distrib.train.step import LaneStep
     from distrib.world import World
 
     torch.set_num_threads(1)
@@ -51,7 +51,7 @@ def our_step(bf16: bool, ipex: bool) -> Callable[[], object]:
     optimizer = build_optimizer(model, experiment.train)
     if ipex:
         optimize(model, optimizer, group)
-    reduction = REDUCTIONS["exact"](group, list(model.parameters()), statistic_sizes(model), 1)
+    reduction = build_reduction(experiment.train, group, model, 0)
     ddp = data_parallel(model, compiled=False)
     reduction.attach(ddp)
     lane_step = LaneStep(model, ddp, reduction, loss=lane_loss(experiment.train, None),

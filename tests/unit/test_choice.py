@@ -3,7 +3,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from torch.distributed import HashStore
+from torch._C._distributed_c10d import HashStore
 
 from distrib.comm import choice, oneccl
 from distrib.comm.choice import Choice, choose_alone, choose_together

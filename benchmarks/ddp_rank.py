@@ -1,0 +1,171 @@
+"""One rank of ddp_step.py: `python ddp_rank.py JOB`, JOB a JSON object; prints {variant: [seconds of each round]}.
+
+All variants live in this process and take turns; the world is over oneCCL, and a group over gloo stands beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from timing import note
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from distrib.comm.group import Group
+from distrib.config import Experiment
+from distrib.data.order import carried_lanes
+from distrib.data.stream import Batch
+from distrib.models.normalise import Normalise
+from distrib.train.build import data_parallel, starting_model
+from distrib.train.inner_memory import InnerMemory, moment_names
+from distrib.train.lane import LanePass
+from distrib.train.local_round import LocalRounds
+from distrib.train.optimise import build_optimizer, build_outer_optimizer, lane_loss
+from distrib.train.outer_sum import OuterSum
+from distrib.train.reductions import build_reduction, build_words
+from distrib.train.step import LaneStep
+from distrib.world import read_world
+
+Step = Callable[[], object]
+WARM_BATCH = 2
+"""Images of the steps that find exponents and arrange DDP's buckets; these do not count."""
+
+
+class Bench:
+    """Builds variants of one model's training step. ``batch``: images a lane, ``side``: their height and width."""
+
+    def __init__(self, group: Group, gloo: Any, model: str, batch: int, side: int, bucket_mb: float,
+                 bf16: bool) -> None:
+        self.group, self.gloo, self.name, self.bucket_mb, self.bf16 = group, gloo, model, bucket_mb, bf16
+        rng = np.random.default_rng(group.rank)
+        self.images_NHWC = rng.integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
+        self.labels_N = rng.integers(0, 10, batch)
+        self.batch = WARM_BATCH
+
+    def lane(self, lane: int) -> Batch:
+        n = self.batch
+        return Batch(lane=lane, samples_N=np.arange(n), labels_N=self.labels_N[:n], images_NHWC=self.images_NHWC[:n])
+
+    def parts(self, lanes: int, reduction: str, local_steps: int = 1) -> tuple[Experiment, nn.Module, dict[str, Any]]:
+        experiment = Experiment.model_validate({
+            "data": {"dataset": "none"}, "model": {"name": self.name},
+            "train": {"global_batch": lanes, "lanes": lanes, "lr": 1e-3, "reduction": reduction, "steps": 1_000_000,
+                      "local_steps": local_steps}})
+        model = starting_model(experiment, 10, note).train()
+        return experiment, model, {"loss": lane_loss(experiment.train, None), "autocast": self.bf16, "seed": 0,
+                                   "prepare": Normalise(experiment.data.mean, experiment.data.std)}
+
+    def stock(self, lanes: int, process_group: Any, *, compress: bool) -> Step:
+        """DDP as it comes; alone, without it, if there is no group. Lanes before the last under no_sync."""
+        experiment, model, forward = self.parts(lanes, "exact")
+        net: Any = model if process_group is None else DistributedDataParallel(
+            model, process_group=process_group, bucket_cap_mb=self.bucket_mb, gradient_as_bucket_view=True)
+        if compress:
+            net.register_comm_hook(process_group, bf16_compress_hook)
+        optimizer, one_lane = build_optimizer(model, experiment.train), LanePass(net, **forward)
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            for lane in range(lanes):
+                if process_group is not None:
+                    net.require_backward_grad_sync = lane == lanes - 1
+                one_lane.run(0, self.lane(lane))[0].backward()
+            optimizer.step()
+
+        return step
+
+    def ours(self, lanes: int, reduction: str) -> Step:
+        """Lanes summed exactly; ``lanes`` of each rank."""
+        experiment, model, forward = self.parts(lanes * self.group.size, reduction)
+        way = build_reduction(experiment.train, self.group, model, 0)
+        ddp = data_parallel(model, compiled=False)
+        way.attach(ddp)
+        lane_step, optimizer = LaneStep(model, ddp, way, **forward), build_optimizer(model, experiment.train)
+        mine = carried_lanes(self.group.rank, self.group.size, lanes * self.group.size)
+        done = 0
+
+        def step() -> None:
+            nonlocal done
+            lane_step.run(done, [self.lane(lane) for lane in mine], stop=False)
+            optimizer.step()
+            done += 1
+
+        return step
+
+    def local(self, steps: int, reduction: str) -> Step:
+        """A whole round of local steps and its outer step."""
+        lanes = self.group.size
+        experiment, model, forward = self.parts(lanes, reduction, steps)
+        optimizer = build_outer_optimizer(model, experiment.train)
+        parameters = list(model.parameters())
+        memory = InnerMemory(parameters, optimizer, moment_names(experiment.train))
+        sizes = [*(p.numel() for p in parameters), *memory.sizes]
+        bench = self
+
+        class Endless:
+            def take(self) -> list[Batch]:
+                return [bench.lane(bench.group.rank)]
+
+        rounds = LocalRounds(
+            model, optimizer, self.group, OuterSum(self.group, sizes, lanes, build_words(experiment.train)), memory,
+            LanePass(model, **forward), Endless(), lanes=[self.group.rank],  # type: ignore[arg-type]
+            num_lanes=lanes, local_steps=steps, total_steps=1_000_000, seed=0,
+            inner=lambda: build_optimizer(model, experiment.train), rate=lambda _: 1e-3, clip_norm=None)
+        done = 0
+
+        def step() -> None:
+            nonlocal done
+            rounds.run(done, stop=False)
+            done += steps
+
+        return step
+
+    def variant(self, name: str) -> Step:
+        """alone LANES | stock-gloo | stock-oneccl | stock-gloo-bf16 | exact LANES | exact16 LANES | local STEPS."""
+        kind, _, number = name.partition(" ")
+        count = int(number or 1)
+        if kind == "alone":
+            return self.stock(count, None, compress=False)
+        if kind.startswith("stock"):
+            return self.stock(count, dist.group.WORLD if "oneccl" in kind else self.gloo, compress="bf16" in kind)
+        return self.local(count, "exact16") if kind == "local" else self.ours(count, kind)
+
+
+def main() -> None:
+    job = json.loads(sys.argv[1])
+    torch.set_num_threads(1)
+    world = read_world()
+    with Group(world, "oneccl", 900) as group:
+        gloo = dist.new_group(backend="gloo")
+        bench = Bench(group, gloo, job["model"], job["batch"], job["side"], job["bucket_mb"], job["bf16"])
+        names = job["variants"]
+        steps = {name: bench.variant(name) for name in names}
+        for name in names:
+            if not name.startswith("local"):
+                steps[name]()
+                steps[name]()
+        bench.batch = job["batch"]
+        taken: dict[str, list[float]] = {name: [] for name in names}
+        for number in range(job["rounds"] + job["unmeasured"]):
+            for name in names if number % 2 else reversed(names):
+                dist.barrier(group=gloo)
+                start = time.perf_counter()
+                for _ in range(job["repeats"]):
+                    steps[name]()
+                if number >= job["unmeasured"]:
+                    taken[name].append((time.perf_counter() - start) / job["repeats"])
+            if group.rank == 0:
+                note(f"round {number}")
+        print(json.dumps(taken), flush=True)
+
+
+if __name__ == "__main__":
+    main()
