@@ -15,6 +15,7 @@
 #include <torch/csrc/distributed/c10d/Store.hpp>
 #include <torch/csrc/distributed/c10d/Work.hpp>
 #include <oneapi/ccl.hpp>
+#include <sys/prctl.h>
 
 #include <atomic>
 #include <condition_variable>
@@ -84,6 +85,7 @@ const Tensor& single(const Tensors& tensors) {
 
 std::atomic<int64_t> part_bytes{1 << 20};  // of a reduction between two ranks; grows with the ranks
 std::atomic<int> waiting{0};  // threads that have nothing to do but wait for a collective
+void nudge_engine();
 
 class Work : public c10d::Work {
  public:
@@ -94,9 +96,13 @@ class Work : public c10d::Work {
   Tensors result() override { return outputs_; }
   bool wait(milliseconds timeout) override {
     struct Waiting {
-      Waiting() { ++waiting; }
+      Waiting() {
+        if (waiting++ == 0) nudge_engine();
+      }
       ~Waiting() { --waiting; }
-    } here;
+    };
+    if (isCompleted()) return c10d::Work::wait(timeout);
+    Waiting here;
     return c10d::Work::wait(timeout);
   }
   void end(const std::exception_ptr& error) {
@@ -136,10 +142,35 @@ struct Job {
   std::deque<ccl::event> events{};  // of the parts under way
 };
 
+// Whether the process's other threads compute, seen by the processor time that they took of late. DDP waits for a
+// future without a word to its work, so `waiting` alone does not tell. Of one thread's use.
+class Others {
+ public:
+  bool idle() {
+    const auto now = Clock::now();
+    if (now - seen_at_ < microseconds(50)) return idle_;
+    const auto used = clock(CLOCK_PROCESS_CPUTIME_ID) - clock(CLOCK_THREAD_CPUTIME_ID);
+    idle_ = 4 * (used - used_) < now - seen_at_;
+    seen_at_ = now;
+    used_ = used;
+    return idle_;
+  }
+
+ private:
+  static std::chrono::nanoseconds clock(clockid_t which) {
+    timespec t{};
+    clock_gettime(which, &t);
+    return std::chrono::seconds(t.tv_sec) + std::chrono::nanoseconds(t.tv_nsec);
+  }
+  Clock::time_point seen_at_ = Clock::now();
+  std::chrono::nanoseconds used_{0};
+  bool idle_ = false;
+};
+
 class Engine {
  public:
-  // How the engine polls. While a thread waits: without a pause for `spin`, then every `poll_waiting`;
-  // while all threads compute: every `poll_computing`, to leave them the core.
+  // How the engine polls. While the process waits: without a pause for `spin` after something moved, then every
+  // `poll_waiting`; while it computes: every `poll_computing`, to leave it the core.
   struct Pace {
     microseconds spin{1000}, poll_waiting{20}, poll_computing{100};
     int in_flight = 8;           // parts of a group that are under way at once
@@ -164,6 +195,9 @@ class Engine {
     }
     wake_.notify_one();
   }
+
+  // Somebody waits: end the pause between two polls.
+  void nudge() { wake_.notify_one(); }
 
   // What is pending or submitted later fails with this reason, unless there is an earlier one.
   void break_up(const CommunicatorPtr& comm, const std::string& reason) {
@@ -197,6 +231,8 @@ class Engine {
  private:
   void run() {
     pthread_setname_np(pthread_self(), "oneccl");
+    prctl(PR_SET_TIMERSLACK, 1000UL);  // ns; by default the kernel adds 50 us to every pause
+    Others others;
     std::deque<Job> jobs;
     auto moved_at = Clock::now();  // when a part last began or ended
     for (;;) {
@@ -206,8 +242,10 @@ class Engine {
         if (jobs.empty()) {
           wake_.wait(l, [&] { return stopping_ || !submitted_.empty(); });
           moved_at = Clock::now();
-        } else if (submitted_.empty() && !(waiting > 0 && Clock::now() - moved_at < pace_.spin)) {
-          wake_.wait_for(l, waiting > 0 ? pace_.poll_waiting : pace_.poll_computing);
+        } else if (submitted_.empty()) {
+          const bool idle = waiting > 0 || others.idle();
+          if (!idle || Clock::now() - moved_at > pace_.spin)
+            wake_.wait_for(l, idle ? pace_.poll_waiting : pace_.poll_computing);
         }
         if (stopping_) return;  // what is pending stays so: the process ends
         while (!submitted_.empty()) {
@@ -230,7 +268,7 @@ class Engine {
         job = ended ? jobs.erase(job) : std::next(job);
       }
       if (moved) moved_at = Clock::now();
-      else if (waiting > 0) std::this_thread::yield();
+      else std::this_thread::yield();
     }
   }
 
@@ -292,6 +330,8 @@ class Engine {
   bool stopping_ = false;
   std::thread thread_;
 };
+
+void nudge_engine() { Engine::get().nudge(); }
 
 // ---------------------------------------------------------------------------------------------------- group
 
