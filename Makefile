@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-HOROVOD := $(VENV)/.horovod
+BACKENDS := $(VENV)/.backends
 IPEX := .venv-ipex
 
 .DEFAULT_GOAL := help
@@ -22,16 +22,18 @@ $(INSTALLED): pyproject.toml constraints.txt .ci/system-packages
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
-# Compiled for this torch, about five minutes, once: the user's cache keeps it. Only the tests need it.
-$(HOROVOD): $(INSTALLED) distrib/comm/horovod_build.py
+# oneCCL's extension and Horovod, compiled for this torch: about six minutes, once; the user's cache keeps them. Only the
+# tests need both.
+$(BACKENDS): $(INSTALLED) $(wildcard distrib/comm/*_build.py distrib/comm/*.?pp)
 	bash .ci/system-packages tests
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt cloudpickle packaging psutil pyyaml setuptools wheel
-	if $(BIN)/distrib backends --build horovod; then touch $@; else [ "$$CI" != true ]; fi
+	for backend in oneccl horovod; do $(BIN)/distrib backends --build $$backend >/dev/null || [ "$$CI" != true ] || exit 1; done
+	touch $@
 
 demo: $(INSTALLED) ## Real digits: prepare, train on two ranks, evaluate, export, predict
 	$(BIN)/python examples/digits/demo.py
 
-test: $(INSTALLED) $(HOROVOD) ## All tests
+test: $(INSTALLED) $(BACKENDS) ## All tests
 	$(BIN)/python -m pytest
 
 check: $(INSTALLED) ## Lint, types, import layers
@@ -39,7 +41,7 @@ check: $(INSTALLED) ## Lint, types, import layers
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/unit/test_layers.py
 
-soak: $(INSTALLED) $(HOROVOD) ## Long runs: every combination at every world size, seeds of the accuracy claims
+soak: $(INSTALLED) $(BACKENDS) ## Long runs: every combination at every world size, seeds of the accuracy claims
 	$(BIN)/python -m pytest -m soak --timeout 7200
 
 test-ipex: $(IPEX)/.installed ## Training with torch 2.8 and IPEX, in .venv-ipex: several GB, made for this
