@@ -333,15 +333,13 @@ class Peers {
   // Waits until it is there.
   std::string get(const std::string& key, milliseconds more = milliseconds(0)) {
     const auto deadline = Clock::now() + comm->timeout + more;
+    milliseconds pause(1);
     while (true) {
       bool found = false;
-      ask([&] {
-        try {
-          store_->wait({key_ + key}, milliseconds(500));
-          found = true;
-        } catch (const c10::DistStoreError&) {}  // not yet
-      });
+      ask([&] { found = store_->check({key_ + key}); });  // a wait with a limit writes warnings
       if (found) break;
+      std::this_thread::sleep_for(pause);
+      pause = std::min(pause * 2, milliseconds(100));
       auto reason = Engine::get().hopeless(comm);
       if (reason.empty() && Clock::now() > deadline)
         reason = "the other ranks did not come within " + seconds(comm->timeout);
