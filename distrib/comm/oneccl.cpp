@@ -20,6 +20,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <deque>
+#include <map>
 #include <mutex>
 #include <optional>
 #include <random>
@@ -124,6 +125,7 @@ struct Communicator {
   std::optional<ccl::communicator> ccl;
   std::string broken;  // why it can not be used any more; guarded by the engine's mutex
   std::string left;    // who has left it in order; guarded by the engine's mutex
+  Clock::time_point left_at{};
   int in_flight = 0;   // parts under way; engine thread only
 };
 using CommunicatorPtr = std::shared_ptr<Communicator>;
@@ -209,7 +211,26 @@ class Engine {
   // A peer has left: what it did not take part in will not end.
   void note_left(const CommunicatorPtr& comm, const std::string& who) {
     std::lock_guard l(mutex_);
-    if (comm->left.empty()) comm->left = who;
+    if (!comm->left.empty()) return;
+    comm->left = who;
+    comm->left_at = Clock::now();
+  }
+
+  // Why there is no use in waiting for the others; empty if there may be.
+  std::string hopeless(const CommunicatorPtr& comm) {
+    std::lock_guard l(mutex_);
+    if (!comm->broken.empty() || comm->left.empty() || Clock::now() < comm->left_at + pace_.patience)
+      return comm->broken;
+    return comm->left + " and is still waited for";
+  }
+
+  // Breaks up; returns the first reason. The watch knows which peer is lost a moment later than a torn connection
+  // shows, so it is waited for.
+  std::string explain(const CommunicatorPtr& comm, const std::string& reason) {
+    std::unique_lock l(mutex_);
+    if (comm->broken.empty()) wake_.wait_for(l, pace_.explain, [&] { return stopping_ || !comm->broken.empty(); });
+    if (comm->broken.empty()) comm->broken = comm->left.empty() ? reason : comm->left + ": " + reason;
+    return comm->broken;
   }
 
   std::string broken(const CommunicatorPtr& comm) {
@@ -262,7 +283,7 @@ class Engine {
           if (ended = job->begun == job->parts && job->events.empty(); ended && job->after) job->after();
           if (ended) finish(*job);
         } catch (const std::exception& error) {
-          give_up(*job, error.what(), pace);
+          give_up(*job, error.what());
           ended = true;
         }
         job = ended ? jobs.erase(job) : std::next(job);
@@ -306,16 +327,8 @@ class Engine {
     job.work->end(nullptr);
   }
 
-  void give_up(Job& job, std::string reason, const Pace& pace) {
-    {
-      std::unique_lock l(mutex_);
-      if (job.comm->broken.empty()) {
-        // The watch over the peers knows which of them is lost a moment later than a torn connection shows.
-        wake_.wait_for(l, pace.explain, [&] { return stopping_ || !job.comm->broken.empty(); });
-        if (job.comm->broken.empty()) job.comm->broken = reason;
-      }
-      reason = job.comm->broken;
-    }
+  void give_up(Job& job, const std::string& error) {
+    const auto reason = explain(job.comm, error);
     // oneCCL may still write there: the events and their memory are leaked.
     new std::deque<ccl::event>(std::move(job.events));
     new Tensors(job.keep);
@@ -335,62 +348,166 @@ void nudge_engine() { Engine::get().nudge(); }
 
 // ---------------------------------------------------------------------------------------------------- group
 
-// Rank 0's half of the address goes through the store; whoever knows the secret in it is a peer.
-std::unique_ptr<PeerWatch> watch_over(const CommunicatorPtr& comm, const c10::intrusive_ptr<c10d::Store>& store,
-                                      const std::string& key, const std::string& address, const std::string& host) {
-  std::string secret;
-  if (comm->rank == 0) {
+// The ranks of a group while it is made: they come together in the store, and watch each other from then on.
+// A rank that never came can not be told from a late one: that takes the whole timeout.
+class Peers {
+ public:
+  // `name` is this rank's for messages, `keeper` is that of the store's process.
+  Peers(c10::intrusive_ptr<c10d::Store> store, int rank, int size, milliseconds timeout, const std::string& address,
+        const std::string& name, std::string keeper)
+      : comm(std::make_shared<Communicator>()), store_(std::move(store)), keeper_(std::move(keeper)) {
+    comm->rank = rank;
+    comm->size = size;
+    comm->timeout = timeout;
+    // The same store serves again when a group is made anew: number the keys.
+    ask([&] { key_ = "oneccl/" + std::to_string(store_->add("oneccl/made/" + std::to_string(rank), 1)) + "/"; });
+    if (size == 1) return;
+    if (rank == 0) await_all(address, name);
+    else come(name);
+  }
+
+  void set(const std::string& key, const std::string& value) {
+    ask([&] { store_->set(key_ + key, std::vector<uint8_t>(value.begin(), value.end())); });
+  }
+
+  // Waits until it is there.
+  std::string get(const std::string& key, milliseconds more = milliseconds(0)) {
+    const auto deadline = Clock::now() + comm->timeout + more;
+    milliseconds pause(1);
+    while (true) {
+      bool found = false;
+      ask([&] { found = store_->check({key_ + key}); });  // a wait with a limit writes warnings
+      if (found) break;
+      std::this_thread::sleep_for(pause);
+      pause = std::min(pause * 2, milliseconds(100));
+      auto reason = Engine::get().hopeless(comm);
+      if (reason.empty() && Clock::now() > deadline)
+        reason = "the other ranks did not come within " + seconds(comm->timeout);
+      if (!reason.empty()) fail(reason);
+    }
+    std::vector<uint8_t> value;
+    ask([&] { value = store_->get(key_ + key); });
+    return {value.begin(), value.end()};
+  }
+
+  [[noreturn]] void fail(const std::string& reason) {
+    Engine::get().break_up(comm, reason);
+    throw std::runtime_error(Engine::get().broken(comm));
+  }
+
+  static std::string seconds(milliseconds time) { return std::to_string(time.count() / 1000) + " s"; }
+
+  const CommunicatorPtr comm;
+
+ private:
+  static constexpr milliseconds kNearby{4000};  // how long a rank may be in the store and not with the watch
+
+  template <class Call>
+  void ask(Call call) {
+    try {
+      call();
+    } catch (const std::exception& error) {
+      const std::string what = error.what();
+      throw std::runtime_error(Engine::get().explain(
+          comm, keeper_ + " is lost: it keeps the store, which fails: " + what.substr(0, what.find('\n'))));
+    }
+  }
+
+  void watch_as(const std::string& name, const std::string& secret) {
+    watch_ = std::make_unique<PeerWatch>(
+        PeerWatch::Self{comm->rank, name, secret}, PeerWatch::Limits{},
+        [weak = std::weak_ptr(comm)](PeerWatch::Event event, const std::string& what) {
+          auto comm = weak.lock();
+          if (!comm) return;
+          if (event == PeerWatch::Event::lost) Engine::get().break_up(comm, what);
+          else Engine::get().note_left(comm, what);
+        });
+  }
+
+  // Rank 0's address goes through the store; whoever knows the secret in it is a peer.
+  void await_all(const std::string& address, const std::string& name) {
+    std::string secret;
     std::random_device random;
     for (int i = 0; i < 4; ++i) secret += std::to_string(random()) + ".";
+    watch_as(name, secret);
+    set("watch", address + "\n" + std::to_string(watch_->listen_on(address)) + "\n" + secret + "\n" + name);
+    const auto verdict = missing();
+    set("all", verdict);
+    if (!verdict.empty()) fail(verdict);
   }
-  auto text = [](const std::vector<uint8_t>& bytes) { return std::string(bytes.begin(), bytes.end()); };
-  std::string place, port, first_host;
-  if (comm->rank != 0) {
-    std::istringstream sent(text(store->get(key)));
-    std::getline(sent, place);
-    std::getline(sent, port);
-    std::getline(sent, secret);
-    std::getline(sent, first_host);
-  }
-  auto watch = std::make_unique<PeerWatch>(
-      PeerWatch::Self{comm->rank, host, secret}, PeerWatch::Limits{},
-      [weak = std::weak_ptr(comm)](PeerWatch::Event event, const std::string& what) {
-        auto comm = weak.lock();
-        if (!comm) return;
-        if (event == PeerWatch::Event::lost) Engine::get().break_up(comm, what);
-        else Engine::get().note_left(comm, what);
-      });
-  if (comm->rank == 0) {
-    const auto sent = address + "\n" + std::to_string(watch->listen_on(address)) + "\n" + secret + "\n" + host;
-    store->set(key, std::vector<uint8_t>(sent.begin(), sent.end()));
-  } else {
-    watch->join(place, std::atoi(port.c_str()), first_host);
-  }
-  return watch;
-}
 
-// Blocks until all ranks have come.
-void meet(const CommunicatorPtr& comm, const c10::intrusive_ptr<c10d::Store>& store, const std::string& key) {
+  void come(const std::string& name) {
+    set("came/" + std::to_string(comm->rank), name);
+    std::istringstream sent(get("watch"));
+    std::string place, port, secret, first;
+    for (auto* line : {&place, &port, &secret, &first}) std::getline(sent, *line);
+    watch_as(name, secret);
+    watch_->join(place, std::atoi(port.c_str()), first);
+    const auto verdict = get("all", milliseconds(2000));  // rank 0 knows better who is missing
+    if (!verdict.empty()) fail(verdict);
+  }
+
+  // Waits until all have come; else what is to be said of who has not.
+  std::string missing() {
+    const auto begun = Clock::now();
+    auto asked = begun;
+    std::map<int, Clock::time_point> nearby;
+    while (true) {
+      const auto met = watch_->met();
+      if (int(met.size()) == comm->size - 1) return "";
+      if (auto reason = Engine::get().hopeless(comm); !reason.empty()) return reason;
+      std::this_thread::sleep_for(milliseconds(2));
+      const auto now = Clock::now();
+      if (now < asked + milliseconds(500)) continue;
+      asked = now;
+      std::string late;
+      for (int rank = 1; rank < comm->size; ++rank) {
+        if (met.count(rank)) continue;
+        late += (late.empty() ? "" : ", ") + std::to_string(rank);
+        const auto came = key_ + "came/" + std::to_string(rank);
+        bool is_nearby = false;
+        ask([&] { is_nearby = store_->check({came}); });
+        if (is_nearby && nearby.emplace(rank, now).first->second + kNearby <= now)
+          return get("came/" + std::to_string(rank)) + " is lost: it came and was not heard of again";
+      }
+      if (now > begun + comm->timeout) return "rank " + late + " did not come within " + seconds(comm->timeout);
+    }
+  }
+
+  const c10::intrusive_ptr<c10d::Store> store_;
+  const std::string keeper_;
+  std::string key_;
+  std::unique_ptr<PeerWatch> watch_;
+};
+
+// Makes the communicator. Blocks until all ranks have done so.
+void meet(Peers& peers) {
   struct Meeting {
     std::mutex mutex;
     std::condition_variable done;
-    bool ended = false;
+    bool has_address = false, ended = false;
+    std::string address;
     std::exception_ptr error;
   };
   auto meeting = std::make_shared<Meeting>();
+  const auto comm = peers.comm;
+  const auto deadline = Clock::now() + comm->timeout;
+  if (comm->rank != 0) meeting->address = peers.get("oneccl");
   // oneCCL waits for peers without limit, so it waits on a thread that can be left behind.
-  std::thread([=] {
+  std::thread([meeting, comm] {
     std::exception_ptr error;
     try {
       if (comm->rank == 0) {
         comm->kvs = ccl::create_main_kvs();
         auto address = comm->kvs->get_address();
-        store->set(key, std::vector<uint8_t>(address.begin(), address.end()));
+        std::lock_guard l(meeting->mutex);
+        meeting->address.assign(address.begin(), address.end());
+        meeting->has_address = true;
+        meeting->done.notify_all();
       } else {
-        auto sent = store->get(key);
         ccl::kvs::address_type address;
-        if (sent.size() != address.size()) throw std::runtime_error("oneccl: rank 0 sent no address");
-        std::copy(sent.begin(), sent.end(), address.begin());
+        if (meeting->address.size() != address.size()) throw std::runtime_error("oneccl: rank 0 sent no address");
+        std::copy(meeting->address.begin(), meeting->address.end(), address.begin());
         comm->kvs = ccl::create_kvs(address);
       }
       comm->ccl.emplace(ccl::create_communicator(comm->size, comm->rank, comm->kvs));
@@ -402,32 +519,40 @@ void meet(const CommunicatorPtr& comm, const c10::intrusive_ptr<c10d::Store>& st
     meeting->error = error;
     meeting->done.notify_all();
   }).detach();
-  const auto deadline = Clock::now() + comm->timeout;
   std::unique_lock l(meeting->mutex);
-  while (!meeting->done.wait_for(l, milliseconds(50), [&] { return meeting->ended; })) {
-    auto reason = Engine::get().broken(comm);
-    if (reason.empty() && Clock::now() > deadline) reason = "the ranks did not meet in oneCCL within the timeout";
-    if (!reason.empty()) {
-      Engine::get().break_up(comm, reason);
-      new CommunicatorPtr(comm);
-      throw std::runtime_error(reason);
+  auto await = [&](const bool& done) {
+    while (!meeting->done.wait_for(l, milliseconds(50), [&] { return done || meeting->ended; })) {
+      auto reason = Engine::get().hopeless(comm);
+      if (reason.empty() && Clock::now() > deadline) reason = "the ranks did not meet in oneCCL within the timeout";
+      if (!reason.empty()) peers.fail(reason);
     }
+    if (meeting->error) {
+      std::string what = "oneCCL made no communicator";
+      try {
+        std::rethrow_exception(meeting->error);
+      } catch (const std::exception& error) {
+        what = error.what();
+      }
+      throw std::runtime_error(Engine::get().explain(comm, what));
+    }
+  };
+  if (comm->rank == 0) {
+    await(meeting->has_address);
+    peers.set("oneccl", meeting->address);
   }
-  if (meeting->error) std::rethrow_exception(meeting->error);
+  await(meeting->ended);
 }
 
 class Group : public c10d::Backend {
  public:
-  Group(const c10::intrusive_ptr<c10d::Store>& store, int rank, int size, milliseconds timeout,
-        const std::string& address, const std::string& host)
-      : Backend(rank, size), comm_(std::make_shared<Communicator>()) {
-    comm_->rank = rank;
-    comm_->size = size;
-    comm_->timeout = timeout;
-    // The same store serves again when a group is made anew: number the keys.
-    const auto key = "oneccl/" + std::to_string(store->add("oneccl/made/" + std::to_string(rank), 1));
-    if (size > 1) watch_ = watch_over(comm_, store, key + "/watch", address, host);
-    meet(comm_, store, key);
+  explicit Group(std::shared_ptr<Peers> peers)
+      : Backend(peers->comm->rank, peers->comm->size), peers_(std::move(peers)), comm_(peers_->comm) {
+    try {
+      meet(*peers_);
+    } catch (...) {
+      new CommunicatorPtr(comm_);  // the meeting may go on
+      throw;
+    }
     // oneCCL ends its transport with the last communicator; ranks that ended theirs and ranks that did not, because
     // a subgroup still lived there, would never meet again. So the first communicator lives as long as the process.
     static const auto* first = new CommunicatorPtr(comm_);
@@ -666,24 +791,29 @@ class Group : public c10d::Backend {
     return found;
   }
 
-  CommunicatorPtr comm_;
-  std::unique_ptr<PeerWatch> watch_;
+  const std::shared_ptr<Peers> peers_;
+  const CommunicatorPtr comm_;
   std::atomic<uint64_t> submitted_{0};
 };
 
-c10::intrusive_ptr<c10d::Backend> create(const c10::intrusive_ptr<c10d::Store>& store, int rank, int size,
-                                         milliseconds timeout, const std::string& address, const std::string& host) {
+c10::intrusive_ptr<c10d::Backend> create(std::shared_ptr<Peers> peers) {
   static std::once_flag once;
   std::call_once(once, [] {
     ccl::init();
     // oneCCL's static destructors would meet its own threads, and whatever was leaked, at work.
     on_exit([](int status, void*) { fflush(nullptr); _exit(status); }, nullptr);
   });
-  return c10::make_intrusive<Group>(store, rank, size, timeout, address, host);
+  return c10::make_intrusive<Group>(std::move(peers));
 }
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  py::class_<Peers, std::shared_ptr<Peers>>(m, "Peers")
+      .def(py::init<c10::intrusive_ptr<c10d::Store>, int, int, milliseconds, std::string, std::string, std::string>(),
+           py::call_guard<py::gil_scoped_release>())
+      .def("set", &Peers::set, py::call_guard<py::gil_scoped_release>())
+      .def("get", [](Peers& peers, const std::string& key) { return peers.get(key); },
+           py::call_guard<py::gil_scoped_release>());
   m.def("create", &create, py::call_guard<py::gil_scoped_release>());
   m.def("stop", [] { Engine::get().stop(); }, py::call_guard<py::gil_scoped_release>());
   m.def("set_pace", [](int spin_us, int poll_waiting_us, int poll_computing_us, int in_flight, int64_t bytes) {

@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from distrib.comm.gloo import is_loopback
 from distrib.comm.oneccl_build import NAME, WHEELS, find_extension
 from distrib.world import World
 
@@ -76,10 +77,19 @@ def _create(store: Any, rank: int, size: int, timeout: datetime.timedelta) -> An
     """c10d's call for every group; the first is that of all ranks."""
     global _is_settled
     address = own_address(_world.master_addr)
+    keeper = ("the launcher" if _world.store_is_hosted else "rank 0") + f" on {_keeper_host(_world, address)}"
+    # From here on a lost peer is noticed.
+    peers = _extension().Peers(store, rank, size, timeout, address, f"rank {_world.rank} on {_world.host}", keeper)
     if not _is_settled:  # oneCCL reads its environment once
-        _settle(_world, store, rank, size, address)
+        _settle(_world, peers, rank, size, address)
         _is_settled = True
-    return _extension().create(store, rank, size, timeout, address, _world.host)
+    return _extension().create(peers)
+
+
+def _keeper_host(world: World, address: str) -> str:
+    """What the host of the store is called here."""
+    is_here = is_loopback(world.master_addr) or world.master_addr in (address, world.host)
+    return world.host if is_here else world.master_addr
 
 
 def own_address(other: str) -> str:
@@ -107,14 +117,14 @@ def share_names(places: Sequence[tuple[str, str]]) -> bool:
     return any(machines.setdefault(host, machine) != machine for host, machine in places)
 
 
-def _settle(world: World, store: Any, rank: int, size: int, address: str) -> None:
+def _settle(world: World, peers: Any, rank: int, size: int, address: str) -> None:
     """Collective: set up oneCCL's environment for where the ranks are."""
     machine = f"{_boot_id()} {address if size > world.local_size else ''}"
-    store.set(f"place/{rank}", json.dumps([world.host, machine]))
+    peers.set(f"place/{rank}", json.dumps([world.host, machine]))
     if rank == 0:
-        places = [json.loads(store.get(f"place/{other}")) for other in range(size)]
-        store.set("places", json.dumps(share_names(places)))
-    shared_memory = not json.loads(store.get("places"))
+        places = [json.loads(peers.get(f"place/{other}")) for other in range(size)]
+        peers.set("places", json.dumps(share_names(places)))
+    shared_memory = not json.loads(peers.get("places"))
     interface = interface_of(address)
     wanted = {
         **SETTINGS,

@@ -20,6 +20,8 @@
 #include <cstring>
 #include <functional>
 #include <list>
+#include <mutex>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -36,11 +38,11 @@ class PeerWatch {
   };
   struct Self {
     int rank;
-    std::string host;    // for messages
+    std::string name;    // for messages: "rank R on HOST"
     std::string secret;  // what a connection must know to be taken for a peer
   };
 
-  // `report` is called from the watch's thread, with "rank R on HOST ...".
+  // `report` is called from the watch's thread, with "NAME ...".
   PeerWatch(Self self, Limits limits, Report report)
       : self_(std::move(self)), limits_(limits), report_(std::move(report)), wake_(eventfd(0, EFD_CLOEXEC)) {}
 
@@ -70,13 +72,13 @@ class PeerWatch {
                                              : reinterpret_cast<sockaddr_in&>(where).sin_port);
   }
 
-  // The others: connect to rank 0 on `host` and begin to watch.
-  void join(const std::string& address, int port, const std::string& host) {
+  // The others: connect to rank 0, called `name`, and begin to watch.
+  void join(const std::string& address, int port, const std::string& name) {
     auto where = resolve(address, port);
     const int fd = socket(where.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     auto refuse = [&](const char* why) {
       close(fd);
-      throw std::runtime_error("rank 0 on " + host + " can not be reached at " + address + ": " + why);
+      throw std::runtime_error(name + " is lost: it can not be reached at " + address + ": " + why);
     };
     if (connect(fd, as_address(where), length(where)) < 0) {
       if (errno != EINPROGRESS) refuse(std::strerror(errno));
@@ -87,15 +89,21 @@ class PeerWatch {
       getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &n);
       if (error) refuse(std::strerror(error));
     }
-    peers_.push_back({prepared(fd), 0, host, true, Clock::now(), {}});
-    send_to(peers_.back(), 'h', self_.secret + std::to_string(self_.rank) + " " + self_.host);
+    peers_.push_back({prepared(fd), 0, name, true, Clock::now(), {}});
+    send_to(peers_.back(), 'h', self_.secret + std::to_string(self_.rank) + " " + self_.name);
     thread_ = std::thread([this] { run(); });
+  }
+
+  // Rank 0: who has ever joined.
+  std::set<int> met() {
+    std::lock_guard l(met_mutex_);
+    return met_;
   }
 
  private:
   struct Peer {
     int fd, rank;
-    std::string host;
+    std::string name;
     bool known;  // whether it said who it is
     Clock::time_point heard;
     std::string received;
@@ -136,7 +144,7 @@ class PeerWatch {
         std::string lost = readable ? hear(*peer, now) : "";
         // This thread may have been the one that slept: only what stays silent after it has listened is lost.
         if (lost.empty() && !readable && now - peer->heard > limits_.silence)
-          lost = "gave no sign of life for " + std::to_string(limits_.silence.count() / 1000) + " s";
+          lost = "is lost: it gave no sign of life for " + std::to_string(limits_.silence.count() / 1000) + " s";
         if (lost.empty()) {
           ++peer;
           continue;
@@ -145,9 +153,8 @@ class PeerWatch {
         peer = peers_.erase(peer);
         close(gone.fd);
         if (!gone.known) continue;
-        const auto name = "rank " + std::to_string(gone.rank) + " on " + gone.host + " ";
-        if (lost == kGoodbye) tell(Event::left, name + "has left");
-        else tell(Event::lost, name + lost);
+        if (lost == kGoodbye) tell(Event::left, gone.name + " has left");
+        else tell(Event::lost, gone.name + " " + lost);
       }
       if (fds[1].revents) admit(now);
       if (now >= next_beat) {
@@ -195,8 +202,10 @@ class PeerWatch {
     const auto space = rest.find(' ');
     if (space == std::string::npos || space == 0 || space > 9) return false;
     peer.rank = std::atoi(rest.substr(0, space).c_str());
-    peer.host = rest.substr(space + 1);
+    peer.name = rest.substr(space + 1);
     peer.known = true;
+    std::lock_guard l(met_mutex_);
+    met_.insert(peer.rank);
     return true;
   }
 
@@ -218,5 +227,7 @@ class PeerWatch {
   Report report_;
   int wake_, listener_ = -1;
   std::list<Peer> peers_;
+  std::mutex met_mutex_;
+  std::set<int> met_;
   std::thread thread_;
 };
