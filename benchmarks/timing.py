@@ -10,16 +10,20 @@ from collections.abc import Callable, Mapping, Sequence
 
 
 def paired_rounds(works: Mapping[str, Callable[[], object]], rounds: int,
-                  clock: Callable[[], float] = time.perf_counter) -> dict[str, list[float]]:
+                  clock: Callable[[], float] = time.perf_counter,
+                  before: Callable[[], object] | None = None) -> dict[str, list[float]]:
     """Seconds of every work in every round: A B, B A, A B, ... after one round that does not count.
 
     ``clock``: the wall's by default. With time.process_time, the CPU seconds of all threads of this process:
     on a core that others disturb, the fairer one for work that is never waiting.
+    ``before``: called before every work, outside of its time.
     """
     names = list(works)
     taken: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds + 1):
         for name in names if number % 2 else reversed(names):
+            if before is not None:
+                before()
             start = clock()
             works[name]()
             if number:

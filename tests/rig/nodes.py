@@ -33,7 +33,8 @@ class Nodes:
     def __init__(self, count: int, network: str = "10.77.0") -> None:
         self.names = [f"node{number}" for number in range(1, count + 1)]
         self._network = network
-        self._prefix = f"rig{os.getpid()}"
+        self.prefix = f"rig{os.getpid()}"
+        """A node's namespace is named PREFIX-NODE."""
 
     def address(self, name: str) -> str:
         return f"{self._network}.{self.names.index(name) + 1}"
@@ -77,7 +78,7 @@ class Nodes:
                 os.kill(pid, signal.SIGKILL)
 
     def _space(self, name: str) -> str:
-        return f"{self._prefix}-{name}"
+        return f"{self.prefix}-{name}"
 
     def _pids(self, name: str) -> list[int]:
         done = subprocess.run(["ip", "netns", "pids", self._space(name)], capture_output=True, text=True, check=False)
