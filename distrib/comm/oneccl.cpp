@@ -84,7 +84,7 @@ const Tensor& single(const Tensors& tensors) {
 
 // ---------------------------------------------------------------------------------------------------- engine
 
-std::atomic<int64_t> part_bytes{1 << 20};  // of a reduction between two ranks; grows with the ranks
+constexpr int64_t part_bytes = 1 << 20;  // of a reduction between two ranks; grows with the ranks
 std::atomic<int> waiting{0};  // threads that have nothing to do but wait for a collective
 void nudge_engine();
 
@@ -184,8 +184,6 @@ class Engine {
     static auto* engine = new Engine;  // lives until the process ends: a static destructor would race with it
     return *engine;
   }
-
-  void set_pace(Pace pace) { std::lock_guard l(mutex_); pace_ = pace; }
 
   void submit(Job job) {
     {
@@ -481,6 +479,20 @@ class Peers {
 };
 
 // Makes the communicator. Blocks until all ranks have done so.
+// When a peer dies at the wrong moment, oneCCL throws from a destructor, which ends the process. A thread that has
+// nothing but oneCCL's own to lose says so instead, and sleeps for ever.
+thread_local std::function<void()> instead_of_abort;
+std::terminate_handler usual_end = std::abort;
+
+void sleep_instead_of_abort() {
+  if (instead_of_abort) {
+    instead_of_abort();
+    for (;;) pause();
+  }
+  usual_end();
+  std::abort();
+}
+
 void meet(Peers& peers) {
   struct Meeting {
     std::mutex mutex;
@@ -493,9 +505,16 @@ void meet(Peers& peers) {
   const auto comm = peers.comm;
   const auto deadline = Clock::now() + comm->timeout;
   if (comm->rank != 0) meeting->address = peers.get("oneccl");
+  auto end = [meeting](const std::exception_ptr& error) {
+    std::lock_guard l(meeting->mutex);
+    meeting->ended = true;
+    meeting->error = error;
+    meeting->done.notify_all();
+  };
   // oneCCL waits for peers without limit, so it waits on a thread that can be left behind.
-  std::thread([meeting, comm] {
+  std::thread([meeting, comm, end] {
     std::exception_ptr error;
+    instead_of_abort = [&] { end(std::make_exception_ptr(std::runtime_error("oneCCL failed in meeting the ranks"))); };
     try {
       if (comm->rank == 0) {
         comm->kvs = ccl::create_main_kvs();
@@ -514,10 +533,8 @@ void meet(Peers& peers) {
     } catch (...) {
       error = std::current_exception();
     }
-    std::lock_guard l(meeting->mutex);
-    meeting->ended = true;
-    meeting->error = error;
-    meeting->done.notify_all();
+    instead_of_abort = nullptr;
+    end(error);
   }).detach();
   std::unique_lock l(meeting->mutex);
   auto await = [&](const bool& done) {
@@ -800,6 +817,7 @@ c10::intrusive_ptr<c10d::Backend> create(std::shared_ptr<Peers> peers) {
   static std::once_flag once;
   std::call_once(once, [] {
     ccl::init();
+    usual_end = std::set_terminate(sleep_instead_of_abort);
     // oneCCL's static destructors would meet its own threads, and whatever was leaked, at work.
     on_exit([](int status, void*) { fflush(nullptr); _exit(status); }, nullptr);
   });
@@ -816,10 +834,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
            py::call_guard<py::gil_scoped_release>());
   m.def("create", &create, py::call_guard<py::gil_scoped_release>());
   m.def("stop", [] { Engine::get().stop(); }, py::call_guard<py::gil_scoped_release>());
-  m.def("set_pace", [](int spin_us, int poll_waiting_us, int poll_computing_us, int in_flight, int64_t bytes) {
-    part_bytes = bytes;
-    Engine::get().set_pace({microseconds(spin_us), microseconds(poll_waiting_us), microseconds(poll_computing_us),
-                            in_flight});
-  });
   m.def("version", [] { return std::string(ccl::get_library_version().full); });
 }
