@@ -146,9 +146,6 @@ class TrainConfig(Section):
     local_steps: Positive = 1
     """Steps that each lane trains by itself before all meet (DiLoCo); 1: they meet at every step. Validations,
     checkpoints and stops wait for the next meeting."""
-    local_memory: Literal["none", "mean"] = "none"
-    """Of local steps: what lanes' optimisers know when a round begins. none: nothing. mean: the mean of all lanes'
-    moments, for two (SGD) or three (AdamW) times the bytes a round."""
     outer_lr: Annotated[float, Field(gt=0)] = 0.7
     """Of local steps: the part of the lanes' mean move that is taken, by SGD with Nesterov momentum."""
     outer_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9

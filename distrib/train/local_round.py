@@ -1,9 +1,9 @@
 """A slower pace: each lane trains by itself for some steps, then all take one step towards the lanes' mean.
 
 DiLoCo (Douillard et al., 2023, arXiv:2311.08105) with lanes for workers. A lane begins a round with the common
-weights, and with an optimiser without memory or with the lanes' mean moments, so that it carries nothing of its own
-from round to round: any rank can carry it next, and a checkpoint at a round's end holds what is common. The outer
-gradient is the mean over lanes of (common weights - the lane's), which an SGD with Nesterov momentum takes.
+weights and an optimiser without memory, so that it carries nothing from round to round: any rank can carry it
+next, and weights and outer momentum are all that a checkpoint at a round's end holds. The outer gradient is the
+mean over lanes of (common weights - the lane's), which an SGD with Nesterov momentum takes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from distrib.comm.group import Group
 from distrib.data.stream import Stream
 from distrib.train.exact import LIMIT, ExactVector
 from distrib.train.fixed_point import memory_order
-from distrib.train.inner_memory import InnerMemory
 from distrib.train.lane import LaneBuffers, LanePass, restore, rounding_key
 from distrib.train.optimise import set_learning_rate
 from distrib.train.outer_sum import LaneMove, OuterSum
@@ -31,15 +30,14 @@ class LocalRounds:
     """See `distrib.train.pace.Pace`; a round ends at multiples of ``local_steps``, and at the run's end.
 
     ``stream`` delivers one lane's batch at a time, all steps of a round before the next lane. Memory: beside the
-    model, one copy of its weights and one for each lane that this rank carries; likewise of shared moments.
+    model, one copy of its weights and one for each lane that this rank carries.
     """
 
     def __init__(self, model: nn.Module, outer: torch.optim.Optimizer, group: Group, outer_sum: OuterSum,
-                 memory: InnerMemory,
                  lane_pass: LanePass, stream: Stream, *, lanes: Sequence[int], num_lanes: int, local_steps: int,
                  total_steps: int, seed: int, inner: Callable[[], torch.optim.Optimizer],
                  rate: Callable[[int], float], clip_norm: float | None, witness: Witness | None = None) -> None:
-        self._outer, self._group, self._outer_sum, self._memory = outer, group, outer_sum, memory
+        self._outer, self._group, self._outer_sum = outer, group, outer_sum
         self._pass, self._stream, self._lanes, self._num_lanes = lane_pass, stream, lanes, num_lanes
         self._local_steps, self._total_steps, self._seed = local_steps, total_steps, seed
         self._inner, self._rate, self._clip_norm, self._witness = inner, rate, clip_norm, witness
@@ -56,11 +54,8 @@ class LocalRounds:
         moves, statistics = [], []
         for lane in self._lanes:
             self._buffers.rewind()
-            optimizer = self._inner()
-            self._memory.give(optimizer, step)
-            losses, corrects = self._train_lane(lane, optimizer, range(step, end))
-            moves.append(LaneMove(rounding_key(self._seed, step, lane),
-                                  [*self._moved_from(common), *self._memory.of_lane(optimizer)]))
+            losses, corrects = self._train_lane(lane, range(step, end))
+            moves.append(LaneMove(rounding_key(self._seed, step, lane), self._moved_from(common)))
             statistics.append([*(b.clone() for b in self._buffers.statistics), *losses, *corrects])
             with torch.no_grad():
                 restore(self._parameters, common)
@@ -79,9 +74,9 @@ class LocalRounds:
     def state(self) -> dict[str, Any]:
         return {}
 
-    def _train_lane(self, lane: int, optimizer: torch.optim.Optimizer,
-                    steps: range) -> tuple[list[Tensor], list[Tensor]]:
-        """From the common weights on; returns each step's loss and number of right answers."""
+    def _train_lane(self, lane: int, steps: range) -> tuple[list[Tensor], list[Tensor]]:
+        """From the common weights on, with a new optimiser; returns each step's loss and number of right answers."""
+        optimizer = self._inner()
         losses, corrects = [], []
         for step in steps:
             start = time.perf_counter()
@@ -116,7 +111,7 @@ class LocalRounds:
                              for move, lane in zip(moves, statistics, strict=True)])
         maxima = torch.where(peaks <= LIMIT, peaks, math.inf).amax(0)
         self._group.all_reduce(maxima, "max")
-        count = len(moves[0].values)
+        count = len(self._parameters)
         of_moves, of_statistics, any_stop = maxima[:count], maxima[count:-1], bool(maxima[-1])
         if not maxima.isfinite().all():
             of_losses = of_statistics[len(self._buffers.statistics):]
@@ -127,10 +122,7 @@ class LocalRounds:
         for lane in statistics:
             vector.add(lane)
         pending = self._group.start_all_reduce(vector.total)
-        for number, mean, unit in self._outer_sum.means(moves, of_moves):
-            if number >= len(self._parameters):
-                self._memory.take(number - len(self._parameters), mean, unit)
-                continue
+        for number, mean in self._outer_sum.means(moves, of_moves):
             parameter = self._parameters[number]
             parameter.grad = torch.empty_like(parameter)
             memory_order(parameter.grad).copy_(mean)

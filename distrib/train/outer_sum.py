@@ -23,7 +23,7 @@ class LaneMove:
     key: int
     """Of this lane in this round, for random numbers in rounding."""
     values: list[Tensor]
-    """float32, 1-d contiguous: how far each parameter moved, then moments, if any."""
+    """float32, 1-d contiguous, one a parameter."""
 
     def peaks(self) -> Tensor:
         """Largest magnitude of each, float32; NaN or infinite if one is no finite number."""
@@ -31,14 +31,14 @@ class LaneMove:
 
 
 class OuterSum:
-    """Sums of tensors of the given sizes over all lanes; the same bits wherever the lanes are."""
+    """Sums of parameters of the given sizes over all lanes; the same bits wherever the lanes are."""
 
     def __init__(self, group: Group, sizes: Sequence[int], lanes: int, words: FixedPoint) -> None:
         self._group, self._sizes, self._lanes, self._words = group, sizes, lanes, words
         self._bits = scale_bits(lanes, words.word_bits)
 
-    def means(self, moves: Sequence[LaneMove], peaks: Tensor) -> Iterator[tuple[int, Tensor, float]]:
-        """Collective: (tensor's number, mean float32 1-d, its grid), in order, from this rank's lanes.
+    def means(self, moves: Sequence[LaneMove], peaks: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Collective: (parameter's number, mean float32 1-d), in order, from this rank's lanes.
 
         ``peaks`` are the magnitudes over the lanes of all ranks, finite. As they are known before, every bit is
         used and nothing can overflow. All messages are on their way before the first is waited for.
@@ -52,10 +52,10 @@ class OuterSum:
             for number, part in zip(numbers, words, strict=True):
                 mean = torch.empty(self._sizes[number])
                 self._words.read(part, 1.0 / (scales[number] * self._lanes), mean)
-                yield number, mean, 1.0 / scales[number]
+                yield number, mean
 
     def _messages(self) -> Iterator[list[int]]:
-        """Numbers of tensors that travel together."""
+        """Numbers of parameters that travel together."""
         together: list[int] = []
         num_bytes = 0
         for number, size in enumerate(self._sizes):

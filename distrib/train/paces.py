@@ -15,7 +15,6 @@ from distrib.data.stream import Stream
 from distrib.models.normalise import Normalise
 from distrib.train.build import data_parallel
 from distrib.train.each_step import EachStep
-from distrib.train.inner_memory import InnerMemory, moment_names
 from distrib.train.lane import LanePass
 from distrib.train.local_round import LocalRounds
 from distrib.train.loop import total_steps
@@ -51,11 +50,9 @@ def build_pace(experiment: Experiment, samples: SplitSamples, group: Group, mode
         return EachStep(model, optimizer, reduction, LaneStep(model, ddp, reduction, **forward), stream, rate=rate,
                         clip_norm=train.clip_norm, witness=witness)
     module: Any = torch.compile(model) if train.compile else model
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    memory = InnerMemory(trainable, optimizer, moment_names(train))
-    sizes = [*(p.numel() for p in trainable), *memory.sizes]
+    sizes = [p.numel() for p in model.parameters() if p.requires_grad]
     return LocalRounds(
-        model, optimizer, group, OuterSum(group, sizes, train.lanes, build_words(train)), memory,
+        model, optimizer, group, OuterSum(group, sizes, train.lanes, build_words(train)),
         LanePass(module, **forward), stream, lanes=carried_lanes(group.rank, group.size, train.lanes),
         num_lanes=train.lanes, local_steps=train.local_steps, total_steps=steps, seed=experiment.seed,
         inner=lambda: build_optimizer(model, train), rate=rate, clip_norm=train.clip_norm, witness=witness,

@@ -84,12 +84,11 @@ LOCAL = ("--set", "train.local_steps=7", "--set", "train.optimizer=adamw", "--se
          "--set", "train.clip_norm=1.0", "--set", "train.lr=0.003")
 
 
-@pytest.mark.parametrize(("reduction", "memory"), [("exact", "none"), ("exact16", "mean")])
+@pytest.mark.parametrize("reduction", ["exact", "exact16"])
 def test_every_world_size_trains_the_same_model_in_local_steps(start: Start, experiment: Path, tmp_path: Path,
-                                                              reduction: str, memory: str) -> None:
+                                                              reduction: str) -> None:
     results = {size: train(start, size, experiment, *HUNDRED, *LOCAL, "--set", f"train.reduction={reduction}",
-                           "--set", f"train.local_memory={memory}", "--run", tmp_path / str(size))
-               for size in (1, 2, 3)}
+                           "--run", tmp_path / str(size)) for size in (1, 2, 3)}
     for name in ("weights_sha256", "ema_sha256", "best_score", "step"):
         assert len({result[name] for result in results.values()}) == 1, name
     assert ledger(tmp_path / "1") == ledger(tmp_path / "2") == ledger(tmp_path / "3")
@@ -103,8 +102,7 @@ def test_every_world_size_trains_the_same_model_in_local_steps(start: Start, exp
 
 
 def test_local_steps_stopped_and_resumed_at_other_world_sizes(start: Start, experiment: Path, tmp_path: Path) -> None:
-    arguments = (experiment, *HUNDRED, *LOCAL, "--set", "checkpoint.keep_last=100", "--set",
-                 "train.local_memory=mean")
+    arguments = (experiment, *HUNDRED, *LOCAL, "--set", "checkpoint.keep_last=100")
     whole = train(start, 2, *arguments, "--run", tmp_path / "whole")
     ends = [int(path.name.removeprefix("step-")) for path in (tmp_path / "whole" / "checkpoints").iterdir()]
     # Each is the end of the first round that ends at a multiple of ten, or after it; 57 is also an epoch's.

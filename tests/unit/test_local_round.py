@@ -18,16 +18,9 @@ from distrib.config import TrainConfig
 from distrib.data.order import reading_plan
 from distrib.data.stream import Batch
 from distrib.train.fixed_point import FixedPoint
-from distrib.train.inner_memory import InnerMemory, moment_names
 from distrib.train.lane import LanePass
 from distrib.train.local_round import LocalRounds
-from distrib.train.optimise import (
-    build_optimizer,
-    build_outer_optimizer,
-    load_optimizer_tensors,
-    optimizer_tensors,
-    set_learning_rate,
-)
+from distrib.train.optimise import build_optimizer, build_outer_optimizer, set_learning_rate
 from distrib.train.outer_sum import OuterSum
 from distrib.train.packed import PackedFixedPoint
 from distrib.world import World
@@ -76,19 +69,17 @@ class Takes:
 
 class Rounds:
     def __init__(self, group: Group, lanes: Sequence[int], words: FixedPoint, model: nn.Module | None = None,
-                 first_step: int = 0, train: TrainConfig = TRAIN) -> None:
+                 first_step: int = 0) -> None:
         self.model = model if model is not None else small_model()
         self.poison: float | None = None
-        self.outer = build_outer_optimizer(self.model, train)
-        trainable = [p for p in self.model.parameters() if p.requires_grad]
-        memory = InnerMemory(trainable, self.outer, moment_names(train))
-        sizes = [*(p.numel() for p in trainable), *memory.sizes]
+        self.outer = build_outer_optimizer(self.model, TRAIN)
+        sizes = [p.numel() for p in self.model.parameters() if p.requires_grad]
         self.seen: list[tuple[int, int]] = []
         self.pace = LocalRounds(
-            self.model, self.outer, group, OuterSum(group, sizes, LANES, words), memory,
+            self.model, self.outer, group, OuterSum(group, sizes, LANES, words),
             LanePass(self.model, loss=self.loss, prepare=prepare, autocast=False, seed=1),
             Takes(lanes, first_step), lanes=lanes, num_lanes=LANES, local_steps=ROUND,  # type: ignore[arg-type]
-            total_steps=STEPS, seed=1, inner=lambda: build_optimizer(self.model, train), rate=rate, clip_norm=1.0,
+            total_steps=STEPS, seed=1, inner=lambda: build_optimizer(self.model, TRAIN), rate=rate, clip_norm=1.0,
             witness=lambda step, batches: self.seen.extend((step, batch.lane) for batch in batches),
         )
 
@@ -181,45 +172,3 @@ def test_frozen_parameters_stay(group: Group) -> None:
     assert rounds.pace.run(0, stop=False).diverged is None
     same = [torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
     assert same == [True, *[False] * (len(same) - 1)]
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-@pytest.mark.parametrize("words", [FixedPoint(), PackedFixedPoint()])
-def test_shared_moments_are_the_mean_whatever_the_order_and_survive_a_checkpoint(group: Group, words: FixedPoint,
-                                                                               optimizer: str) -> None:
-    train = TRAIN.model_copy(update={"local_memory": "mean", "optimizer": optimizer})
-    whole = Rounds(group, [0, 1, 2, 3], words, train=train)
-    torn = Rounds(group, [2, 0, 3, 1], words, train=train)
-    for rounds in (whole, torn):
-        assert rounds.pace.run(0, stop=False).diverged is None
-    saved = {name: tensor.clone() for name, tensor in optimizer_tensors(torn.model, torn.outer).items()}
-    again = Rounds(group, [1, 0, 2, 3], words, torn.model, first_step=ROUND, train=train)
-    load_optimizer_tensors(again.model, again.outer, saved)
-    for rounds in (whole, again):
-        for step in (ROUND, 2 * ROUND):
-            assert rounds.pace.run(step, stop=False).diverged is None
-    assert all(torch.equal(a, b) for a, b in zip(whole.state(), again.state(), strict=True))
-    forgetful = Rounds(group, [0, 1, 2, 3], words, train=train.model_copy(update={"local_memory": "none"}))
-    for step in (0, ROUND):
-        forgetful.pace.run(step, stop=False)
-    assert not torch.equal(whole.state()[0], forgetful.state()[0])
-
-
-def test_with_one_local_move_shared_moments_are_those_of_an_optimiser_that_never_stopped(group: Group) -> None:
-    # All lanes read the same: then moments and weights must be those of one long run, up to the outer step.
-    train = TRAIN.model_copy(update={"local_memory": "mean", "outer_lr": 1.0, "outer_momentum": 0.0})
-    rounds = Rounds(group, [0] * LANES, FixedPoint(), train=train)
-    for step in (0, ROUND, 2 * ROUND):
-        rounds.pace.run(step, stop=False)
-    model = small_model()
-    optimizer = build_optimizer(model, train)
-    for step in range(STEPS):
-        batch = batch_of(step, 0)
-        optimizer.zero_grad()
-        F.cross_entropy(model(prepare(torch.from_numpy(batch.images_NHWC))),
-                        torch.from_numpy(batch.labels_N)).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        set_learning_rate(optimizer, rate(step))
-        optimizer.step()
-    for mine, theirs in zip(rounds.state(), model.state_dict().values(), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)

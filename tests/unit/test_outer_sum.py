@@ -39,8 +39,7 @@ def test_means_are_exact_and_have_no_order(group: Group, monkeypatch: pytest.Mon
     found = []
     for order, message_bytes in (([0, 1, 2, 3, 4], 25_000_000), ([3, 1, 4, 0, 2], 25_000_000), ([4, 3, 2, 1, 0], 64)):
         monkeypatch.setattr(outer_sum, "_MESSAGE_BYTES", message_bytes)
-        summed = OuterSum(group, SIZES, LANES, words).means([moves[lane] for lane in order], peaks)
-        means = {number: mean for number, mean, _ in summed}
+        means = dict(OuterSum(group, SIZES, LANES, words).means([moves[lane] for lane in order], peaks))
         assert list(means) == list(range(len(SIZES)))
         found.append(list(means.values()))
     for other in found[1:]:
@@ -55,7 +54,7 @@ def test_no_peak_overflows_though_there_is_no_margin(group: Group) -> None:
         moves = [LaneMove(key_of(lane), [torch.full((size,), value) for size in SIZES]) for lane in range(LANES)]
         peaks = torch.full((len(SIZES),), abs(value))
         for words in (FixedPoint(), PackedFixedPoint()):
-            for number, mean, _ in OuterSum(group, SIZES, LANES, words).means(moves, peaks):
+            for number, mean in OuterSum(group, SIZES, LANES, words).means(moves, peaks):
                 torch.testing.assert_close(mean, torch.full((SIZES[number],), value), rtol=1e-3, atol=0)
 
 
