@@ -25,7 +25,6 @@ from distrib.data.order import carried_lanes
 from distrib.data.stream import Batch
 from distrib.models.normalise import Normalise
 from distrib.train.build import data_parallel, starting_model
-from distrib.train.inner_memory import InnerMemory, moment_names
 from distrib.train.lane import LanePass
 from distrib.train.local_round import LocalRounds
 from distrib.train.optimise import build_optimizer, build_outer_optimizer, lane_loss
@@ -115,9 +114,7 @@ class Bench:
         lanes = self.group.size
         experiment, model, forward = self.parts(lanes, reduction, steps)
         optimizer = build_outer_optimizer(model, experiment.train)
-        parameters = list(model.parameters())
-        memory = InnerMemory(parameters, optimizer, moment_names(experiment.train))
-        sizes = [*(p.numel() for p in parameters), *memory.sizes]
+        sizes = [p.numel() for p in model.parameters()]
         bench = self
 
         class Endless:
@@ -125,7 +122,7 @@ class Bench:
                 return [bench.lane(bench.group.rank)]
 
         rounds = LocalRounds(
-            model, optimizer, self.group, OuterSum(self.group, sizes, lanes, build_words(experiment.train)), memory,
+            model, optimizer, self.group, OuterSum(self.group, sizes, lanes, build_words(experiment.train)),
             LanePass(model, **forward), Endless(), lanes=[self.group.rank],  # type: ignore[arg-type]
             num_lanes=lanes, local_steps=steps, total_steps=1_000_000, seed=0,
             inner=lambda: build_optimizer(model, experiment.train), rate=lambda _: 1e-3, clip_norm=None)

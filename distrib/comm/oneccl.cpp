@@ -314,7 +314,8 @@ class Engine {
         throw std::runtime_error("a collective did not end within " + std::to_string(job.timeout.count() / 1000) + " s");
       if (now > job.moved + pace.patience) {
         std::lock_guard l(mutex_);
-        if (!job.comm->left.empty()) throw std::runtime_error(job.comm->left + " and takes no part in a collective");
+        if (!job.comm->left.empty() && job.comm->broken.empty())
+          job.comm->broken = job.comm->left + " and takes no part in a collective";
       }
     }
     return moved;

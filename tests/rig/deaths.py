@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -143,7 +144,7 @@ def be_rank(rank: int, plan: Plan, backend: str, ports: list[int], doing: Doing,
 
     signal.signal(signal.SIGUSR1, leave)
     host = socket.gethostname()
-    extension = oneccl._extension()
+    extension: Any = oneccl._extension()
     create = extension.create
 
     def watched_create(*arguments: Any) -> Any:
@@ -191,7 +192,7 @@ def run_trial(plan: Plan, backend: str, again: bool) -> Trial | dict[str, Any]:
         readable, writable = os.pipe()
         pid = os.fork()
         if pid == 0:
-            found = be_rank(rank, plan, backend, ports, lambda text, rank=rank: board.write(rank, text), again)
+            found = be_rank(rank, plan, backend, ports, partial(board.write, rank), again)
             os.write(writable, json.dumps(found).encode()[:60_000])
             return found
         os.close(writable)
