@@ -37,9 +37,9 @@ from timing import note, ratio, show
 from distrib.comm.table import backend_module
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT))
 
-from rig.nodes import Nodes, why_not  # noqa: E402
+from tests.rig.nodes import Nodes, why_not  # noqa: E402
 
 Cells = dict[tuple[str, int], dict[str, Any]]
 

@@ -14,9 +14,9 @@ from allreduce_rank import BLOCK_S, CELL_S, LEAST_ROUNDS
 from timing import note
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT))
 
-from rig.nodes import Nodes  # noqa: E402
+from tests.rig.nodes import Nodes  # noqa: E402
 
 LONGEST_S = 900.0
 COMMON = ("--allow-run-as-root", "--bind-to", "none", "--mca", "pml", "ob1")  # the program keeps to its core itself

@@ -28,12 +28,11 @@ from typing import Any
 from timing import note, ratio, show
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-
-from rig.nodes import Nodes  # noqa: E402
+sys.path.insert(0, str(ROOT))
 
 from launch.allocator import choose_allocator  # noqa: E402
 from launch.local import free_port  # noqa: E402
+from tests.rig.nodes import Nodes  # noqa: E402
 
 RANK = Path(__file__).with_name("ddp_rank.py")
 MODELS = {  # name -> (images a rank, side, MB a bucket, repeats)
