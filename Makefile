@@ -59,6 +59,9 @@ bench: $(INSTALLED) ## The measurements that the README quotes; wants a quiet ma
 	$(BIN)/launch run cluster_configs/dev.yaml --ranks 1 -- $(BIN)/python benchmarks/overhead.py
 	$(BIN)/launch run cluster_configs/dev.yaml --ranks 1 -- $(BIN)/python benchmarks/data.py
 	$(BIN)/launch run cluster_configs/dev.yaml --ranks 1 -- $(BIN)/python benchmarks/quantise.py
+	$(BIN)/python benchmarks/allreduce.py
+	$(BIN)/python benchmarks/ddp_step.py steps
+	$(BIN)/python benchmarks/ddp_step.py scale
 
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) $(IPEX) .pytest_cache .mypy_cache .ruff_cache .hypothesis
