@@ -25,13 +25,24 @@ def choose_alone(world: World) -> Choice | None:
 
 
 def choose_together(world: World, store: Any) -> Choice:
-    """oneccl if every rank has it, else gloo. Collective, through the ranks' common store."""
+    """oneccl if every rank has it, else gloo. Collective, through the ranks' common store.
+
+    Raises RuntimeError if a rank does not come within the store's time.
+    """
     lack = backend_module("oneccl").missing()
     store.set(f"lack/{world.rank}", json.dumps(f"rank {world.rank} on {world.host}: {lack}" if lack else None))
     if world.is_first:
-        said = (json.loads(store.get(f"lack/{rank}")) for rank in range(world.size))
+        said = (_lack_of(rank, store) for rank in range(world.size))
         store.set("lack", json.dumps(next((one for one in said if one), None)))
     lack = json.loads(store.get("lack"))
     if lack is not None:
         return Choice("gloo", f"oneccl would be faster, but {lack}")
     return Choice("oneccl", "every rank has it: shared memory within a host, libfabric between hosts")
+
+
+def _lack_of(rank: int, store: Any) -> str | None:
+    try:
+        said: str | None = json.loads(store.get(f"lack/{rank}"))
+    except RuntimeError as error:
+        raise RuntimeError(f"rank {rank} did not come in time") from error
+    return said

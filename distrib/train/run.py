@@ -18,7 +18,7 @@ from torch import nn
 from distrib.checkpoint import CheckpointWriter, newest_checkpoint
 from distrib.comm.group import Group
 from distrib.config import Experiment
-from distrib.data.manifest import DatasetRecord, Manifest
+from distrib.data.manifest import DatasetRecord, Manifest, class_counts
 from distrib.data.order import carried_lanes
 from distrib.data.shards import ShardReader
 from distrib.data.stream import Stream
@@ -33,7 +33,13 @@ from distrib.train.environment import describe_environment, record_environment
 from distrib.train.ledger import Ledger
 from distrib.train.log import RunLog
 from distrib.train.loop import Best, Trained, Trainer, total_steps
-from distrib.train.optimise import MovingAverage, build_optimizer, build_outer_optimizer, load_optimizer_tensors
+from distrib.train.optimise import (
+    MovingAverage,
+    build_optimizer,
+    build_outer_optimizer,
+    class_weights,
+    load_optimizer_tensors,
+)
 from distrib.train.paces import build_pace
 from distrib.train.reduction import Reduction
 from distrib.train.reductions import build_reduction
@@ -141,6 +147,7 @@ def _train(run: RunDir, experiment: Experiment, manifest: Manifest, group: Group
     train, data = experiment.train, experiment.data
     samples = manifest.samples("train")
     order = training_order(experiment, samples)
+    class_weights(train, class_counts(samples.labels, len(samples.classes)))  # wrong ones show before a file is written
     state = _fresh_state(experiment, len(manifest.classes), group, tell)
     _restore(state, run, group, tell)
     set_training(state.model)
