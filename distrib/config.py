@@ -199,7 +199,7 @@ class EvaluateConfig(Section):
 
 class CommConfig(Section):
     backend: Literal["auto", "gloo", "oneccl", "horovod", "oneccl-bind-pt", "mpi"] = "auto"
-    """Who carries the sums; auto: oneccl where every rank has it, else gloo. See docs/communication.md."""
+    """Who carries the sums; auto: oneccl where all ranks have it and a core each, else gloo (docs/communication.md)."""
     timeout_s: Annotated[float, Field(ge=1, le=1e6)] = 300.0
     """Seconds without an answer after which a peer counts as lost."""
 

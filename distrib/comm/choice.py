@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any, NamedTuple
 
 from distrib.comm.table import backend_module
@@ -25,19 +26,24 @@ def choose_alone(world: World) -> Choice | None:
 
 
 def choose_together(world: World, store: Any) -> Choice:
-    """oneccl if every rank has it, else gloo. Collective, through the ranks' common store.
+    """oneccl if every rank has it and a core of its own, else gloo. Collective, through the ranks' common store.
 
     Raises RuntimeError if a rank does not come within the store's time.
     """
-    lack = backend_module("oneccl").missing()
+    lack = backend_module("oneccl").missing() or _crowded(world)
     store.set(f"lack/{world.rank}", json.dumps(f"rank {world.rank} on {world.host}: {lack}" if lack else None))
     if world.is_first:
         said = (_lack_of(rank, store) for rank in range(world.size))
         store.set("lack", json.dumps(next((one for one in said if one), None)))
     lack = json.loads(store.get("lack"))
     if lack is not None:
-        return Choice("gloo", f"oneccl would be faster, but {lack}")
+        return Choice("gloo", f"no oneccl: {lack}")
     return Choice("oneccl", "every rank has it: shared memory within a host, libfabric between hosts")
+
+
+def _crowded(world: World) -> str | None:
+    cores = os.cpu_count() or 1
+    return f"it polls, and {world.local_size} ranks share {cores} cores" if world.local_size > cores else None
 
 
 def _lack_of(rank: int, store: Any) -> str | None:

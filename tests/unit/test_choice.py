@@ -64,3 +64,10 @@ def test_the_group_tells_its_choice() -> None:
         assert group.choice.why == "a single rank sends nothing"
     with Group(World(), "gloo") as group:
         assert group.choice.why == "as asked for"
+
+
+def test_ranks_that_share_cores_do_not_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(oneccl, "missing", lambda: None)
+    chosen = choose_together(World(0, 1, local_size=100_000), HashStore())
+    assert chosen.backend == "gloo"
+    assert "100000 ranks share" in chosen.why
