@@ -20,7 +20,7 @@ TWENTY = ("--set", "train.steps=20", "--set", "evaluate.every_epochs=10", "--set
 AS_ROOT = ("--allow-run-as-root",) if os.geteuid() == 0 else ()
 LAUNCHERS = {
     "alone": (),
-    "horovodrun over gloo": ("horovodrun", "--gloo", "-np", "2"),
+    "horovodrun over gloo": (str(Path(sys.executable).with_name("horovodrun")), "--gloo", "-np", "2"),
     "mpirun": ("mpirun", *AS_ROOT, "--oversubscribe", "-np", "2"),
 }
 

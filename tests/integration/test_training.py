@@ -66,7 +66,7 @@ HUNDRED = ("--set", "train.steps=100", "--set", "evaluate.every_epochs=10", "--s
 def test_every_world_size_trains_the_same_model(start: Start, experiment: Path, tmp_path: Path, optimizer: str,
                                                 precision: str, sampling: str, reduction: str) -> None:
     results, ledgers = {}, {}
-    for size in (1, 2, 3, 5):
+    for size in (1, 2, 3, 5) if reduction == "exact" else (1, 3):  # each word has its unit tests, too
         results[size] = train(start, size, experiment, *HUNDRED, "--set", f"train.optimizer={optimizer}",
                               "--set", f"train.precision={precision}", "--set", f"data.sampling={sampling}",
                               "--set", f"train.reduction={reduction}", "--set", "train.clip_norm=1.0", "--run",
@@ -84,7 +84,7 @@ LOCAL = ("--set", "train.local_steps=7", "--set", "train.optimizer=adamw", "--se
          "--set", "train.clip_norm=1.0", "--set", "train.lr=0.003")
 
 
-@pytest.mark.parametrize("reduction", ["exact", "exact16"])
+@pytest.mark.parametrize("reduction", ["exact", pytest.param("exact16", marks=pytest.mark.soak)])
 def test_every_world_size_trains_the_same_model_in_local_steps(start: Start, experiment: Path, tmp_path: Path,
                                                               reduction: str) -> None:
     results = {size: train(start, size, experiment, *HUNDRED, *LOCAL, "--set", f"train.reduction={reduction}",
