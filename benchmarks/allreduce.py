@@ -35,6 +35,7 @@ from allreduce_rank import DTYPES, Part
 from timing import note, ratio, show
 
 from distrib.comm.table import backend_module
+from launch.local import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -72,12 +73,6 @@ def parse_size(text: str) -> int:
 
 def size_name(size: int) -> str:
     return f"{size >> 20} MB" if size >= 1 << 20 else f"{size >> 10} KB"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 def run_pair(link: Link, nodes: Nodes | None, cores: list[int], backend: str, limit: str,

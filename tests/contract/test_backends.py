@@ -6,7 +6,6 @@ import importlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from distrib.comm.table import BACKENDS
+from launch.local import free_port
 
 Start = Callable[..., "subprocess.Popen[str]"]
 RANK_PROGRAM = Path(__file__).with_name("collectives.py")
@@ -51,12 +51,6 @@ def backend(request: pytest.FixtureRequest) -> Backend:
         assert os.environ.get("CI") != "true", lack
         pytest.skip(lack)
     return CONTRACT[name]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def start_ranks(start: Start, backend: Backend, part: str, size: int, ports: int = 1) -> list[subprocess.Popen[str]]:

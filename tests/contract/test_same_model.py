@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from distrib.comm.table import BACKENDS
+from launch.local import free_port
 
 Start = Callable[..., "subprocess.Popen[str]"]
 LIMIT_S = 120
@@ -22,9 +22,7 @@ FIFTY = ("--set", "train.steps=50", "--set", "evaluate.every_epochs=10", "--set"
 
 def train(start: Start, size: int, *arguments: str | Path) -> str:
     """Train in a world; its weights' digest."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     ranks = [start(sys.executable, "-m", "distrib", "train", *arguments, "--json", RANK=str(rank),
                    WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1",
                    MASTER_PORT=port) for rank in range(size)]

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,14 +16,10 @@ from typing import Any
 
 import pytest
 
+from launch.local import free_port
+
 Start = Callable[..., "subprocess.Popen[str]"]
 LIMIT_S = 240
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def start_world(start: Start, size: int, *arguments: str | Path) -> list[subprocess.Popen[str]]:

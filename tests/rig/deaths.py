@@ -32,6 +32,7 @@ from distrib.comm.group import Group
 from distrib.comm.table import backend_module
 from distrib.errors import WorldError
 from distrib.world import World
+from launch.local import free_port
 
 SIZE = 3
 START_S, TRAINING_S = 0.25, 0.8
@@ -186,7 +187,7 @@ def be_rank(rank: int, plan: Plan, backend: str, ports: list[int], doing: Doing,
 def run_trial(plan: Plan, backend: str, again: bool) -> Trial | dict[str, Any]:
     """In the parent the trial; in a forked rank what it has to say, its channel filled."""
     board = Board()
-    ports = [_free_port(), _free_port()]
+    ports = [free_port(), free_port()]
     pids, channels = [], []
     for rank in range(SIZE):
         readable, writable = os.pipe()
@@ -228,12 +229,6 @@ def run_trial(plan: Plan, backend: str, again: bool) -> Trial | dict[str, Any]:
                                             said.get("message", board.read(rank)), codes.get(rank),
                                             said.get("again", "")))
     return trial
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -23,18 +23,9 @@ from distrib.train.local_round import LocalRounds
 from distrib.train.optimise import build_optimizer, build_outer_optimizer, set_learning_rate
 from distrib.train.outer_sum import OuterSum
 from distrib.train.packed import PackedFixedPoint
-from distrib.world import World
 
 LANES, ROUND, STEPS = 4, 3, 8
 TRAIN = TrainConfig(lanes=LANES, global_batch=5 * LANES, optimizer="adamw", local_steps=ROUND, outer_lr=0.6)
-
-
-@pytest.fixture
-def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[Group]:
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    torch.set_num_threads(1)
-    with Group(World()) as group:
-        yield group
 
 
 def small_model() -> nn.Module:

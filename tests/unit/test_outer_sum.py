@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -13,16 +11,8 @@ from distrib.train import outer_sum
 from distrib.train.fixed_point import FixedPoint
 from distrib.train.outer_sum import LaneMove, OuterSum
 from distrib.train.packed import PackedFixedPoint
-from distrib.world import World
 
 SIZES, LANES = [7, 1, 4000, 33, 0, 2], 5
-
-
-@pytest.fixture
-def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[Group]:
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    with Group(World()) as group:
-        yield group
 
 
 def lane_moves() -> list[LaneMove]:

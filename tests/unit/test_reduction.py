@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -23,17 +23,8 @@ from distrib.train.lane import _MODEL_RANDOMNESS, averaged_buffers
 from distrib.train.reduction import Reduction
 from distrib.train.reductions import build_reduction
 from distrib.train.step import LaneStep, StepResult
-from distrib.world import World
 
 LANES, SEED = 4, 5
-
-
-@pytest.fixture
-def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[Group]:
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    torch.set_num_threads(1)
-    with Group(World()) as group:
-        yield group
 
 
 def small_model() -> nn.Module:

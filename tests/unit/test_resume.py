@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from distrib.errors import ConfigError
 from distrib.rundir import RunDir
 from distrib.train.resume import broadcast_tensors
 from distrib.train.settle import settle_experiment
-from distrib.world import World
 
 
 @pytest.fixture
@@ -98,13 +96,6 @@ def test_wrong_keys_are_named_when_going_on_too(run: RunDir, experiment: Path) -
     begin(run, experiment)
     with pytest.raises(ConfigError, match=r"did you mean 'lr'"):
         settle_experiment(run, None, ["train.lrr=1"])
-
-
-@pytest.fixture
-def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[Group]:
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    with Group(World()) as group:
-        yield group
 
 
 def test_tensors_arrive_by_name_type_and_shape(group: Group) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -17,17 +17,8 @@ from distrib.models.weights import freeze, set_training
 from distrib.train.build import data_parallel
 from distrib.train.reductions import build_reduction
 from distrib.train.step import LaneStep, StepResult
-from distrib.world import World
 
 LANES = 3
-
-
-@pytest.fixture
-def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[Group]:
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    torch.set_num_threads(1)
-    with Group(World()) as group:
-        yield group
 
 
 def config(kind: str) -> TrainConfig:
