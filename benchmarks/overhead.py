@@ -83,7 +83,7 @@ def measure(model_name: str, dataset: Path, work: Path, rounds: int, clock: Call
         trainer = Trainer(
             experiment=experiment, num_samples=len(samples), total_steps=steps, model=model,
             optimizer=optimizer, validate=None, average=None, first_step=0, best=Best(),
-            pace=build_pace(experiment, samples, group, model, optimizer, reduction, stream, None),
+            pace=build_pace(experiment, len(samples), None, group, model, optimizer, reduction, stream, None),
             log=stack.enter_context(RunLog(run, first_step=0, total_steps=steps)), writer=None,
             stop_wanted=lambda: False,
         )

@@ -173,12 +173,10 @@ class Engine {
  public:
   // How the engine polls. While the process waits: without a pause for `spin` after something moved, then every
   // `poll_waiting`; while it computes: every `poll_computing`, to leave it the core.
-  struct Pace {
-    microseconds spin{1000}, poll_waiting{20}, poll_computing{100};
-    int in_flight = 8;           // parts of a group that are under way at once
-    milliseconds explain{1000};  // how long a failure waits for the watch to say which peer is lost
-    milliseconds patience{4000};  // how long a collective may stand still after a peer has left
-  };
+  static constexpr microseconds spin{1000}, poll_waiting{20}, poll_computing{100};
+  static constexpr int max_in_flight = 8;  // parts of a group that are under way at once
+  static constexpr milliseconds explanation{1000};  // how long a failure waits for the watch to say which peer is lost
+  static constexpr milliseconds patience{4000};     // how long a collective may stand still after a peer has left
 
   static Engine& get() {
     static auto* engine = new Engine;  // lives until the process ends: a static destructor would race with it
@@ -217,7 +215,7 @@ class Engine {
   // Why there is no use in waiting for the others; empty if there may be.
   std::string hopeless(const CommunicatorPtr& comm) {
     std::lock_guard l(mutex_);
-    if (!comm->broken.empty() || comm->left.empty() || Clock::now() < comm->left_at + pace_.patience)
+    if (!comm->broken.empty() || comm->left.empty() || Clock::now() < comm->left_at + patience)
       return comm->broken;
     return comm->left + " and is still waited for";
   }
@@ -226,7 +224,7 @@ class Engine {
   // shows, so it is waited for.
   std::string explain(const CommunicatorPtr& comm, const std::string& reason) {
     std::unique_lock l(mutex_);
-    if (comm->broken.empty()) wake_.wait_for(l, pace_.explain, [&] { return stopping_ || !comm->broken.empty(); });
+    if (comm->broken.empty()) wake_.wait_for(l, explanation, [&] { return stopping_ || !comm->broken.empty(); });
     if (comm->broken.empty()) comm->broken = comm->left.empty() ? reason : comm->left + ": " + reason;
     return comm->broken;
   }
@@ -255,7 +253,6 @@ class Engine {
     std::deque<Job> jobs;
     auto moved_at = Clock::now();  // when a part last began or ended
     for (;;) {
-      Pace pace;
       {
         std::unique_lock l(mutex_);
         if (jobs.empty()) {
@@ -263,21 +260,20 @@ class Engine {
           moved_at = Clock::now();
         } else if (submitted_.empty()) {
           const bool idle = waiting > 0 || others.idle();
-          if (!idle || Clock::now() - moved_at > pace_.spin)
-            wake_.wait_for(l, idle ? pace_.poll_waiting : pace_.poll_computing);
+          if (!idle || Clock::now() - moved_at > spin)
+            wake_.wait_for(l, idle ? poll_waiting : poll_computing);
         }
         if (stopping_) return;  // what is pending stays so: the process ends
         while (!submitted_.empty()) {
           jobs.push_back(std::move(submitted_.front()));
           submitted_.pop_front();
         }
-        pace = pace_;
       }
       bool moved = false;
       for (auto job = jobs.begin(); job != jobs.end();) {
         bool ended = false;
         try {
-          moved |= advance(*job, pace);
+          moved |= advance(*job);
           if (ended = job->begun == job->parts && job->events.empty(); ended && job->after) job->after();
           if (ended) finish(*job);
         } catch (const std::exception& error) {
@@ -292,7 +288,7 @@ class Engine {
   }
 
   // Parts end and begin in order. A communicator that is full does not hold up the others.
-  bool advance(Job& job, const Pace& pace) {
+  bool advance(Job& job) {
     if (auto reason = broken(job.comm); !reason.empty()) throw std::runtime_error(reason);
     bool moved = false;
     while (!job.events.empty() && job.events.front().test()) {
@@ -300,7 +296,7 @@ class Engine {
       --job.comm->in_flight;
       moved = true;
     }
-    while (job.begun < job.parts && job.comm->in_flight < pace.in_flight) {
+    while (job.begun < job.parts && job.comm->in_flight < max_in_flight) {
       if (job.begun == 0) job.deadline = Clock::now() + job.timeout;
       job.events.push_back(job.start(job.begun));
       ++job.begun;
@@ -312,7 +308,7 @@ class Engine {
     else if (!job.events.empty()) {
       if (now > job.deadline)
         throw std::runtime_error("a collective did not end within " + std::to_string(job.timeout.count() / 1000) + " s");
-      if (now > job.moved + pace.patience) {
+      if (now > job.moved + patience) {
         std::lock_guard l(mutex_);
         if (!job.comm->left.empty() && job.comm->broken.empty())
           job.comm->broken = job.comm->left + " and takes no part in a collective";
@@ -338,7 +334,6 @@ class Engine {
   std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<Job> submitted_;
-  Pace pace_;
   bool stopping_ = false;
   std::thread thread_;
 };
@@ -479,7 +474,6 @@ class Peers {
   std::unique_ptr<PeerWatch> watch_;
 };
 
-// Makes the communicator. Blocks until all ranks have done so.
 // When a peer dies at the wrong moment, oneCCL throws from a destructor, which ends the process. A thread that has
 // nothing but oneCCL's own to lose says so instead, and sleeps for ever.
 thread_local std::function<void()> instead_of_abort;
@@ -494,6 +488,7 @@ void sleep_instead_of_abort() {
   std::abort();
 }
 
+// Makes the communicator. Blocks until all ranks have done so.
 void meet(Peers& peers) {
   struct Meeting {
     std::mutex mutex;
@@ -726,17 +721,28 @@ class Group : public c10d::Backend {
  private:
   static constexpr milliseconds kUnsetTimeout = c10d::kUnsetTimeout;
 
+  // A collective to which every rank brings tensors of the same sizes: if they are empty, there is nothing to do.
   c10::intrusive_ptr<c10d::Work> submit(c10d::OpType type, Tensors outputs, Tensors keep, milliseconds timeout,
                                         std::function<ccl::event(int64_t)> start, std::function<void()> after,
                                         int64_t parts = 1) {
     bool empty = true;
     for (const auto& t : keep) empty = empty && t.numel() == 0;
     for (const auto& t : outputs) empty = empty && t.numel() == 0;
-    auto work = c10::make_intrusive<Work>(rank_, type, std::move(outputs));
+    if (!empty)
+      return enqueue(type, std::move(outputs), std::move(keep), timeout, std::move(start), std::move(after), parts);
     ++submitted_;
-    if (empty) work->end(nullptr);  // on every rank alike
-    else Engine::get().submit({comm_, work, std::move(keep), std::move(start), parts, std::move(after),
-                               timeout == kUnsetTimeout ? comm_->timeout : timeout});
+    auto work = c10::make_intrusive<Work>(rank_, type, std::move(outputs));
+    work->end(nullptr);
+    return work;
+  }
+
+  c10::intrusive_ptr<c10d::Work> enqueue(c10d::OpType type, Tensors outputs, Tensors keep, milliseconds timeout,
+                                         std::function<ccl::event(int64_t)> start, std::function<void()> after,
+                                         int64_t parts) {
+    ++submitted_;
+    auto work = c10::make_intrusive<Work>(rank_, type, std::move(outputs));
+    Engine::get().submit({comm_, work, std::move(keep), std::move(start), parts, std::move(after),
+                          timeout == kUnsetTimeout ? comm_->timeout : timeout});
     return work;
   }
 
@@ -762,12 +768,13 @@ class Group : public c10d::Backend {
     }, std::move(after));
   }
 
+  // What a rank brings and gets may be empty while others' is not, so it takes part in any case.
   c10::intrusive_ptr<c10d::Work> exchange(c10d::OpType type, Tensors outputs, Tensor in, Tensor flat,
                                           std::vector<size_t> sent, std::vector<size_t> received,
                                           milliseconds timeout, std::function<void()> after) {
-    return submit(type, std::move(outputs), {in, flat}, timeout, [comm = comm_, in, flat, sent, received] (int64_t) {
+    return enqueue(type, std::move(outputs), {in, flat}, timeout, [comm = comm_, in, flat, sent, received] (int64_t) {
       return ccl::alltoallv(in.data_ptr(), sent, flat.data_ptr(), received, datatype_of(in), *comm->ccl);
-    }, std::move(after));
+    }, std::move(after), 1);
   }
 
   // From a contiguous copy back to where it came from.

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distrib.comm.group import Group
 from distrib.config import Experiment
-from distrib.data.manifest import SplitSamples, class_counts
 from distrib.data.order import carried_lanes
 from distrib.data.stream import Stream
 from distrib.models.normalise import Normalise
@@ -18,7 +17,7 @@ from distrib.train.each_step import EachStep
 from distrib.train.lane import LanePass
 from distrib.train.local_round import LocalRounds
 from distrib.train.loop import total_steps
-from distrib.train.optimise import build_optimizer, class_weights, lane_loss, learning_rate
+from distrib.train.optimise import build_optimizer, lane_loss, learning_rate
 from distrib.train.outer_sum import OuterSum
 from distrib.train.pace import Pace, Witness
 from distrib.train.reduction import Reduction
@@ -26,23 +25,23 @@ from distrib.train.reductions import build_words
 from distrib.train.step import LaneStep
 
 
-def build_pace(experiment: Experiment, samples: SplitSamples, group: Group, model: nn.Module,
+def build_pace(experiment: Experiment, num_samples: int, weights_K: Tensor | None, group: Group, model: nn.Module,
                optimizer: torch.optim.Optimizer, reduction: Reduction | None, stream: Stream,
                witness: Witness | None) -> Pace:
     """Collective. ``reduction`` is needed for lanes that meet at every step, and ``optimizer`` then is theirs.
 
+    ``weights_K``: the classes' weights in the loss; None: all alike.
     With local steps ``optimizer`` is the outer one, and ``stream`` must deliver a lane's step at a time.
     """
     train = experiment.train
-    steps = total_steps(experiment, len(samples))
-    weights_K = class_weights(train, class_counts(samples.labels, len(samples.classes)))
+    steps = total_steps(experiment, num_samples)
     forward: dict[str, Any] = {
         "loss": lane_loss(train, weights_K), "prepare": Normalise(experiment.data.mean, experiment.data.std),
         "autocast": train.precision == "bf16", "seed": experiment.seed,
     }
 
     def rate(step: int) -> float:
-        return learning_rate(train, step, steps, len(samples) / train.global_batch)
+        return learning_rate(train, step, steps, num_samples / train.global_batch)
 
     if reduction is not None:
         ddp = data_parallel(model, compiled=train.compile)

@@ -147,7 +147,7 @@ def _train(run: RunDir, experiment: Experiment, manifest: Manifest, group: Group
     train, data = experiment.train, experiment.data
     samples = manifest.samples("train")
     order = training_order(experiment, samples)
-    class_weights(train, class_counts(samples.labels, len(samples.classes)))  # wrong ones show before a file is written
+    weights_K = class_weights(train, class_counts(samples.labels, len(samples.classes)))
     state = _fresh_state(experiment, len(manifest.classes), group, tell)
     _restore(state, run, group, tell)
     set_training(state.model)
@@ -170,7 +170,8 @@ def _train(run: RunDir, experiment: Experiment, manifest: Manifest, group: Group
             threads=data.decode_threads, prefetch_steps=data.prefetch_steps, local_steps=train.local_steps,
         ))
         witness = stack.enter_context(Ledger(run, samples.keys, group, state.step)) if train.ledger else None
-        pace = build_pace(experiment, samples, group, state.model, state.optimizer, state.reduction, stream, witness)
+        pace = build_pace(experiment, len(samples), weights_K, group, state.model, state.optimizer, state.reduction,
+                          stream, witness)
         trained = Trainer(
             experiment=experiment, num_samples=len(samples), total_steps=steps, model=state.model,
             optimizer=state.optimizer, pace=pace, validate=validate, average=state.average, first_step=state.step,

@@ -110,8 +110,8 @@ class Checks:
                 self.run(f"{name} {kind}", partial(getattr(self, name), dtype), name, f"move {kind}")
             for name in ("reduce", "reduce_scatter", "reduce_scatter_tensor"):
                 self.run(f"{name} {kind}", partial(getattr(self, name), dtype), name, f"reduce {kind}")
-        for name in ("not_contiguous", "barrier", "objects", "send_and_receive", "in_flight", "futures", "subgroups",
-                     "sharded_subgroups", "ddp", "ddp_with_a_hook", "requires_grad"):
+        for name in ("not_contiguous", "barrier", "objects", "send_and_receive", "uneven", "in_flight", "futures",
+                     "subgroups", "sharded_subgroups", "ddp", "ddp_with_a_hook", "requires_grad"):
             self.run(name, getattr(self, name), name)
 
     def settle(self) -> None:
@@ -251,6 +251,19 @@ class Checks:
             same(tensor, values(0, 1023, torch.float32))
         elif "send_and_receive" in self.refused:
             raise RuntimeError("not concerned")
+
+    def uneven(self) -> None:
+        """Each rank sends everybody else as many numbers as its own rank says: rank 0 brings nothing."""
+        from_each = [0 if rank == self.rank else rank for rank in range(self.size)]
+        to_each = [0 if rank == self.rank else self.rank for rank in range(self.size)]
+        for _ in range(3):
+            output = torch.zeros(sum(from_each))
+            dist.all_to_all_single(output, values(self.rank, sum(to_each), torch.float32), from_each, to_each)
+            parts = [values(rank, rank * (self.size - 1), torch.float32) for rank in range(self.size)]
+            places = [self.rank - (self.rank > rank) for rank in range(self.size)]
+            expected = [part[place * rank:(place + 1) * rank] for rank, (part, place)
+                        in enumerate(zip(parts, places, strict=True)) if rank != self.rank]
+            same(output, torch.cat(expected) if expected else torch.zeros(0))
 
     def in_flight(self) -> None:
         tensors = [values(self.rank, 1 + number, torch.int32) for number in range(200)]
