@@ -1,6 +1,6 @@
 """Test accuracy on the digits with several ways to sum over lanes, several seeds each.
 
-    python benchmarks/accuracy.py [--modes exact,fast,exact16,bf16,powersgd,local] [--seeds 5]
+    python benchmarks/accuracy.py [--modes exact,fast,exact16,exact10,bf16,...] [--seeds 5]
                                   [--set train.epochs=30 ...] [--out FOLDER]
 
 Uses the public commands only. All modes share data, seeds and everything else. With --out, what was measured there
@@ -24,10 +24,11 @@ MODES: dict[str, list[str]] = {
     "exact": [],
     "fast": ["train.reduction=fast"],
     "exact16": ["train.reduction=exact16"],
+    "exact10": ["train.reduction=exact10"],
     "bf16": ["train.reduction=fast", "train.compress=bf16"],
     "powersgd": ["train.reduction=fast", "train.compress=powersgd", "train.powersgd_start=30"],
     "local": ["train.local_steps=10"],
-    "local16": ["train.local_steps=10", "train.reduction=exact16"],
+    "local10": ["train.local_steps=40", "train.reduction=exact10", "train.lanes=2"],
 }
 """Overrides of the example's experiment, by mode. The digits' 625 steps are few for PowerSGD's usual start."""
 

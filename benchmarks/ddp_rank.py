@@ -136,14 +136,14 @@ class Bench:
         return step
 
     def variant(self, name: str) -> Step:
-        """alone LANES | stock-gloo | stock-oneccl | stock-gloo-bf16 | exact LANES | exact16 LANES | local STEPS."""
+        """alone LANES | stock-gloo | stock-oneccl | stock-gloo-bf16 | exact LANES | exact16 ... | local STEPS."""
         kind, _, number = name.partition(" ")
         count = int(number or 1)
         if kind == "alone":
             return self.stock(count, None, compress=False)
         if kind.startswith("stock"):
             return self.stock(count, dist.group.WORLD if "oneccl" in kind else self.gloo, compress="bf16" in kind)
-        return self.local(count, "exact16") if kind == "local" else self.ours(count, kind)
+        return self.local(count, "exact10") if kind == "local" else self.ours(count, kind)
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Whole training steps of two ranks, one core each, over real links.
 
     python benchmarks/ddp_step.py steps [--rounds 10] [--links host,loopback,veth,1gbit]
-    python benchmarks/ddp_step.py scale [--rounds 3] [--rates 1gbit,100mbit,10mbit] [--local-steps 24]
+    python benchmarks/ddp_step.py scale [--rounds 3] [--rates 1gbit,100mbit,10mbit] [--local-steps 40]
 
 steps: stock DDP over gloo and over oneCCL, in turns in one pair of processes: the time of the first over the time
 of the second, for models from a small one with many buckets to ResNet-50.
@@ -96,8 +96,8 @@ def table_of_steps(links: list[str], rounds: int) -> None:
 
 def table_of_scale(rates: list[str], rounds: int, local_steps: int) -> None:
     variants = {
-        "1gbit": ["alone", "stock-gloo", "stock-gloo-bf16", "exact", "exact16"],
-        "100mbit": ["alone", "stock-gloo", "stock-gloo-bf16", "exact16", "alone 4", "exact16 4"],
+        "1gbit": ["alone", "stock-gloo", "stock-gloo-bf16", "exact", "exact16", "exact10"],
+        "100mbit": ["alone", "stock-gloo", "stock-gloo-bf16", "exact16", "exact10", "alone 4", "exact16 4"],
         "10mbit": ["alone", f"local {local_steps}"],
     }
     show("| link | what is summed | s a step | efficiency |\n|---|---|---|---|")
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--links", default="host,loopback,veth,1gbit")
     parser.add_argument("--rates", default="1gbit,100mbit,10mbit")
-    parser.add_argument("--local-steps", type=int, default=24)
+    parser.add_argument("--local-steps", type=int, default=40)
     options = parser.parse_args()
     note("two ranks, one core each; wants a quiet machine")
     if options.table == "steps":

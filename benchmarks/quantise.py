@@ -15,7 +15,7 @@ from timing import one_core, paired_rounds, ratio, show
 from distrib.data.keyed import key_of
 from distrib.models.resnet import resnet50
 from distrib.train.fixed_point import FixedPoint
-from distrib.train.packed import PackedFixedPoint
+from distrib.train.reductions import WORDS
 from distrib.train.processor import resolve_precision
 
 BATCH, SIDE = 32, 224
@@ -33,7 +33,7 @@ def main() -> None:
     bf16 = resolve_precision("auto") == "bf16"
     sizes = [parameter.numel() for parameter in model.parameters()]
     gradients = [torch.randn(size) * 1e-3 for size in sizes]
-    kinds: dict[str, FixedPoint] = {"exact": FixedPoint(), "exact16": PackedFixedPoint()}
+    kinds: dict[str, FixedPoint] = {name: words(1) for name, words in WORDS.items()}
 
     def compute() -> None:
         model.zero_grad(set_to_none=True)

@@ -19,7 +19,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Rgb = tuple[float, float, float]
 
-_MOST_LANES_16 = 256
+MOST_LANES = {"exact16": (256, 6), "exact10": (16, 4)}
+"""Of reductions with few bits: the most lanes, and the bits that are then left to a lane."""
 
 
 def _nonzero(values: Rgb) -> Rgb:
@@ -133,9 +134,10 @@ class TrainConfig(Section):
     """Largest norm of the whole gradient."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast where rank 0's processor is faster in it (AMX, or AVX512_BF16 of AMD), else fp32."""
-    reduction: Literal["exact", "exact16", "fast"] = "exact"
+    reduction: Literal["exact", "exact16", "exact10", "fast"] = "exact"
     """exact: lanes summed in fixed point, the same bits at any world size. exact16: so too, in half the bytes, of up
-    to 256 lanes, rounded at random to 16 bits. fast: ordinary floating-point sums."""
+    to 256 lanes, rounded at random to 16 bits. exact10: in a third of the bytes, of up to 16 lanes; the fewer lanes, the
+    finer. fast: ordinary floating-point sums."""
     compress: Literal["none", "bf16", "powersgd"] = "none"
     """Of reduction fast: send gradients as bfloat16, or as low-rank products with error feedback (PowerSGD)."""
     powersgd_rank: Annotated[int, Field(ge=1, le=256)] = 4
@@ -159,15 +161,16 @@ class TrainConfig(Section):
     def _fits_together(self) -> TrainConfig:
         if self.global_batch % self.lanes:
             raise ValueError(f"train.lanes ({self.lanes}) must divide train.global_batch ({self.global_batch})")
-        if self.reduction == "exact16" and self.lanes > _MOST_LANES_16:
-            raise ValueError(f"train.reduction = exact16 with train.lanes = {self.lanes}: fewer than 6 bits would be "
-                             f"left to a lane; take exact, or at most {_MOST_LANES_16} lanes")
+        most, bits = MOST_LANES.get(self.reduction, (self.lanes, 0))
+        if self.lanes > most:
+            raise ValueError(f"train.reduction = {self.reduction} with train.lanes = {self.lanes}: fewer than {bits} bits "
+                             f"would be left to a lane; take exact, or at most {most} lanes")
         if self.compress != "none" and self.reduction != "fast":
             raise ValueError(f"train.compress = {self.compress} is for train.reduction = fast, not {self.reduction}; "
                              "take exact16 for fewer bytes and exact sums")
         if self.local_steps > 1 and self.reduction == "fast":
             raise ValueError("train.local_steps sums exactly, so train.reduction = fast would change nothing; "
-                             "take exact or exact16")
+                             "take exact, exact16 or exact10")
         return self
 
     @property

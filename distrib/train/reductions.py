@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -15,8 +18,12 @@ from distrib.train.packed import PackedFixedPoint
 from distrib.train.reduction import Reduction
 from distrib.train.step import statistic_sizes
 
-WORDS: dict[str, type[FixedPoint]] = {"exact": FixedPoint, "exact16": PackedFixedPoint}
-"""How a value is held while it is added exactly."""
+WORDS: dict[str, Callable[[int], FixedPoint]] = {
+    "exact": FixedPoint,
+    "exact16": partial(PackedFixedPoint, fields=2),
+    "exact10": partial(PackedFixedPoint, fields=3),
+}
+"""How a value is held while it is added exactly; called with the number of threads."""
 
 
 def build_words(train: TrainConfig) -> FixedPoint:

@@ -55,7 +55,7 @@ HUNDRED = ("--set", "train.steps=100", "--set", "evaluate.every_epochs=10", "--s
 
 @pytest.mark.parametrize(("optimizer", "precision", "sampling", "reduction"),
                          [("sgd", "fp32", "shuffle", "exact"), ("adamw", "bf16", "balanced", "exact"),
-                          ("adamw", "fp32", "shuffle", "exact16"),
+                          ("adamw", "fp32", "shuffle", "exact16"), ("sgd", "fp32", "shuffle", "exact10"),
                           pytest.param("adamw", "fp32", "balanced", "exact", marks=pytest.mark.soak),
                           pytest.param("sgd", "bf16", "shuffle", "exact16", marks=pytest.mark.soak)])
 def test_every_world_size_trains_the_same_model(start: Start, experiment: Path, tmp_path: Path, optimizer: str,
@@ -79,7 +79,7 @@ LOCAL = ("--set", "train.local_steps=7", "--set", "train.optimizer=adamw", "--se
          "--set", "train.clip_norm=1.0", "--set", "train.lr=0.003")
 
 
-@pytest.mark.parametrize("reduction", ["exact", pytest.param("exact16", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("reduction", ["exact", pytest.param("exact10", marks=pytest.mark.soak)])
 def test_every_world_size_trains_the_same_model_in_local_steps(start: Start, experiment: Path, tmp_path: Path,
                                                               reduction: str) -> None:
     results = {size: train(start, size, experiment, *HUNDRED, *LOCAL, "--set", f"train.reduction={reduction}",

@@ -70,6 +70,7 @@ def test_the_shortest_experiment_and_its_overrides(least: Path) -> None:
     ("train={compress: powersgd, reduction: exact16}", "is for train.reduction = fast, not exact16"),
     ("train={local_steps: 4, reduction: fast}", "train.local_steps sums exactly"),
     ("train={lanes: 512, global_batch: 512, reduction: exact16}", "fewer than 6 bits would be left"),
+    ("train={lanes: 32, global_batch: 64, reduction: exact10}", "fewer than 4 bits would be left"),
     ("train.local_steps=0", "train.local_steps = 0"),
     ("train.outer_momentum=1", "train.outer_momentum = 1"),
     ("train.powersgd_start=1", "train.powersgd_start = 1"),

@@ -134,7 +134,7 @@ def test_rounds_are_those_of_a_plain_loop(group: Group, words: FixedPoint, toler
     assert len(rounds.seen) == len(set(rounds.seen)) == STEPS * LANES
 
 
-@pytest.mark.parametrize("words", [FixedPoint(), PackedFixedPoint()])
+@pytest.mark.parametrize("words", [FixedPoint(), PackedFixedPoint(), PackedFixedPoint(fields=3)])
 def test_the_order_of_lanes_changes_no_bit(group: Group, words: FixedPoint) -> None:
     found = []
     for lanes in ([0, 1, 2, 3], [3, 1, 0, 2]):
