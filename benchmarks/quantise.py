@@ -15,8 +15,8 @@ from timing import one_core, paired_rounds, ratio, show
 from distrib.data.keyed import key_of
 from distrib.models.resnet import resnet50
 from distrib.train.fixed_point import FixedPoint
-from distrib.train.reductions import WORDS
 from distrib.train.processor import resolve_precision
+from distrib.train.reductions import WORDS
 
 BATCH, SIDE = 32, 224
 

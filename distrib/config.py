@@ -136,8 +136,8 @@ class TrainConfig(Section):
     """auto: bf16 autocast where rank 0's processor is faster in it (AMX, or AVX512_BF16 of AMD), else fp32."""
     reduction: Literal["exact", "exact16", "exact10", "fast"] = "exact"
     """exact: lanes summed in fixed point, the same bits at any world size. exact16: so too, in half the bytes, of up
-    to 256 lanes, rounded at random to 16 bits. exact10: in a third of the bytes, of up to 16 lanes; the fewer lanes, the
-    finer. fast: ordinary floating-point sums."""
+    to 256 lanes, rounded at random to 16 bits. exact10: in a third of the bytes, of up to 16 lanes; fewer lanes are
+    rounded finer. fast: ordinary floating-point sums."""
     compress: Literal["none", "bf16", "powersgd"] = "none"
     """Of reduction fast: send gradients as bfloat16, or as low-rank products with error feedback (PowerSGD)."""
     powersgd_rank: Annotated[int, Field(ge=1, le=256)] = 4
@@ -163,8 +163,8 @@ class TrainConfig(Section):
             raise ValueError(f"train.lanes ({self.lanes}) must divide train.global_batch ({self.global_batch})")
         most, bits = MOST_LANES.get(self.reduction, (self.lanes, 0))
         if self.lanes > most:
-            raise ValueError(f"train.reduction = {self.reduction} with train.lanes = {self.lanes}: fewer than {bits} bits "
-                             f"would be left to a lane; take exact, or at most {most} lanes")
+            raise ValueError(f"train.reduction = {self.reduction} with train.lanes = {self.lanes}: fewer than {bits} "
+                             f"bits would be left to a lane; take exact, or at most {most} lanes")
         if self.compress != "none" and self.reduction != "fast":
             raise ValueError(f"train.compress = {self.compress} is for train.reduction = fast, not {self.reduction}; "
                              "take exact16 for fewer bytes and exact sums")

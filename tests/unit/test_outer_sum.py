@@ -21,7 +21,8 @@ def lane_moves() -> list[LaneMove]:
                                     for number, size in enumerate(SIZES)]) for lane in range(LANES)]
 
 
-@pytest.mark.parametrize(("words", "bits"), [(FixedPoint(), 27), (PackedFixedPoint(), 11), (PackedFixedPoint(fields=3), 5)])
+@pytest.mark.parametrize(("words", "bits"), [(FixedPoint(), 27), (PackedFixedPoint(), 11),
+                                             (PackedFixedPoint(fields=3), 5)])
 def test_means_are_exact_and_have_no_order(group: Group, monkeypatch: pytest.MonkeyPatch, words: FixedPoint,
                                            bits: int) -> None:
     moves = lane_moves()

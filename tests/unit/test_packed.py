@@ -62,7 +62,8 @@ def test_the_sum_has_no_order_and_each_lane_is_off_by_less_than_a_unit(fields: i
         assert torch.equal(torch.stack(order).sum(0, dtype=torch.int32), summed(work, lanes))
 
 
-@pytest.mark.parametrize(("fields", "lanes"), [(2, 1), (2, 3), (2, 8), (2, 100), (2, 256), (3, 1), (3, 3), (3, 8), (3, 16)])
+@pytest.mark.parametrize(("fields", "lanes"), [(2, 1), (2, 3), (2, 8), (2, 100), (2, 256),
+                                               (3, 1), (3, 3), (3, 8), (3, 16)])
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
 def test_the_largest_promised_values_fit(fields: int, lanes: int, sign: float) -> None:
     work = ALONE[fields]
