@@ -10,7 +10,7 @@ is repeated.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +31,7 @@ class _Kernels(NamedTuple):
     """(total int32, factor float64, field, values float32)."""
 
 
-@lru_cache(maxsize=2)
+@cache
 def _kernels(width: int) -> _Kernels:
     import numba
 
@@ -103,7 +103,7 @@ class PackedFixedPoint(FixedPoint):
         def part(field: int, run: _Floats, first: int) -> int:
             return self._packing.add(run, factor, field, first, *keys, words[first:first + run.size])
 
-        return largest([0, *self._over_fields(values.detach().numpy(), part)])
+        return largest(self._over_fields(values.detach().numpy(), part))
 
     def read(self, total: Tensor, factor: float, out: Tensor) -> None:
         """Like `FixedPoint.read`, from ``num_words`` words."""
