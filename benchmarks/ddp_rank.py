@@ -5,6 +5,7 @@ All variants live in this process and take turns; the world is over oneCCL, and 
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
@@ -109,21 +110,22 @@ class Bench:
 
         return step
 
-    def local(self, steps: int, reduction: str) -> Step:
-        """A whole round of local steps and its outer step."""
-        lanes = self.group.size
+    def local(self, steps: int, lanes_each: int, reduction: str) -> Step:
+        """A whole round of local steps of ``lanes_each`` lanes of each rank, and its outer step."""
+        lanes = lanes_each * self.group.size
+        mine = carried_lanes(self.group.rank, self.group.size, lanes)
         experiment, model, forward = self.parts(lanes, reduction, steps)
         optimizer = build_outer_optimizer(model, experiment.train)
         sizes = [p.numel() for p in model.parameters()]
-        bench = self
+        stream = (self.lane(lane) for _ in itertools.count() for lane in mine for _ in range(steps))
 
         class Endless:
             def take(self) -> list[Batch]:
-                return [bench.lane(bench.group.rank)]
+                return [next(stream)]
 
         rounds = LocalRounds(
             model, optimizer, self.group, OuterSum(self.group, sizes, lanes, build_words(experiment.train)),
-            LanePass(model, **forward), Endless(), lanes=[self.group.rank],  # type: ignore[arg-type]
+            LanePass(model, **forward), Endless(), lanes=mine,  # type: ignore[arg-type]
             num_lanes=lanes, local_steps=steps, total_steps=1_000_000, seed=0,
             inner=lambda: build_optimizer(model, experiment.train), rate=lambda _: 1e-3, clip_norm=None)
         done = 0
@@ -136,14 +138,14 @@ class Bench:
         return step
 
     def variant(self, name: str) -> Step:
-        """alone LANES | stock-gloo | stock-oneccl | stock-gloo-bf16 | exact LANES | exact16 ... | local STEPS."""
-        kind, _, number = name.partition(" ")
-        count = int(number or 1)
+        """alone LANES | stock-gloo | stock-oneccl | stock-gloo-bf16 | exact LANES | exact16 ... | local STEPS LANES."""
+        kind, *numbers = name.split()
+        count, lanes = (*map(int, numbers), 1, 1)[:2]
         if kind == "alone":
             return self.stock(count, None, compress=False)
         if kind.startswith("stock"):
             return self.stock(count, dist.group.WORLD if "oneccl" in kind else self.gloo, compress="bf16" in kind)
-        return self.local(count, "exact10") if kind == "local" else self.ours(count, kind)
+        return self.local(count, lanes, "exact10") if kind == "local" else self.ours(count, kind)
 
 
 def main() -> None:

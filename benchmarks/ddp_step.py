@@ -1,7 +1,7 @@
 """Whole training steps of two ranks, one core each, over real links.
 
     python benchmarks/ddp_step.py steps [--rounds 10] [--links host,loopback,veth,1gbit]
-    python benchmarks/ddp_step.py scale [--rounds 3] [--rates 1gbit,100mbit,10mbit] [--local-steps 40]
+    python benchmarks/ddp_step.py scale [--rounds 3] [--rates 1gbit,100mbit,10mbit] [--local 10x4]
 
 steps: stock DDP over gloo and over oneCCL, in turns in one pair of processes: the time of the first over the time
 of the second, for models from a small one with many buckets to ResNet-50.
@@ -94,11 +94,11 @@ def table_of_steps(links: list[str], rounds: int) -> None:
                  f"{1e3 * statistics.median(ours):.1f} | {middle:.2f} ({least:.2f} to {most:.2f}) |")
 
 
-def table_of_scale(rates: list[str], rounds: int, local_steps: int) -> None:
+def table_of_scale(rates: list[str], rounds: int, local_steps: int, local_lanes: int) -> None:
     variants = {
         "1gbit": ["alone", "stock-gloo", "stock-gloo-bf16", "exact", "exact16", "exact10"],
         "100mbit": ["alone", "stock-gloo", "stock-gloo-bf16", "exact16", "exact10", "alone 4", "exact16 4"],
-        "10mbit": ["alone", f"local {local_steps}"],
+        "10mbit": [f"alone {local_lanes}", f"local {local_steps} {local_lanes}"],
     }
     show("| link | what is summed | s a step | efficiency |\n|---|---|---|---|")
     for rate in rates:
@@ -106,9 +106,9 @@ def table_of_scale(rates: list[str], rounds: int, local_steps: int) -> None:
                                "variants": variants[rate], "repeats": 1,
                                "rounds": 1 if rate == "10mbit" else rounds, "unmeasured": int(rate != "10mbit")})
         for name, seconds in taken.items():
-            kind, _, count = name.partition(" ")
-            alone = taken["alone 4" if count == "4" else "alone"]
-            steps = int(count) if kind == "local" else 1
+            kind, *numbers = name.split()
+            alone = taken.get(" ".join(["alone", *numbers[-1:]])) or taken["alone"]
+            steps = int(numbers[0]) if kind == "local" else 1
             middle, least, most = ratio([a * steps for a in alone], seconds)
             show(f"| {rate} | {name} | {statistics.median(seconds) / steps:.2f} | "
                  f"{middle:.3f} ({least:.3f} to {most:.3f}) |")
@@ -120,13 +120,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--links", default="host,loopback,veth,1gbit")
     parser.add_argument("--rates", default="1gbit,100mbit,10mbit")
-    parser.add_argument("--local-steps", type=int, default=40)
+    parser.add_argument("--local", default="10x4", help="local steps of a round x lanes of a rank")
     options = parser.parse_args()
     note("two ranks, one core each; wants a quiet machine")
     if options.table == "steps":
         table_of_steps(options.links.split(","), options.rounds or 10)
     else:
-        table_of_scale(options.rates.split(","), options.rounds or 3, options.local_steps)
+        table_of_scale(options.rates.split(","), options.rounds or 3, *map(int, options.local.split("x")))
 
 
 if __name__ == "__main__":
