@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from pathlib import Path
 
 import torch
 from torch import fx, nn
 
-from distrib.errors import BundleError
+from distrib.errors import BundleError, MissingPartError
 from distrib.export.table import first_line
 from distrib.forward import PixelModel
 from distrib.runtimes.quiet import quiet
@@ -37,6 +38,10 @@ def write(program: torch.export.ExportedProgram, folder: Path) -> list[Path]:
     archive = io.BytesIO()  # torch's own file writer aborts the process where the disk is full
     with quiet():
         torch.export.save(program, archive)
+    with zipfile.ZipFile(archive) as records:
+        if any(name.endswith("/data/weights/model.pt") for name in records.namelist()):  # as torch 2.8 does
+            raise MissingPartError(f"torch {torch.__version__} writes the weights of its archives as a pickle",
+                                   "no bundle was written", "export with torch 2.13, or with --format onnx,openvino")
     path.write_bytes(archive.getvalue())
     return [path]
 
