@@ -64,8 +64,14 @@ class Cluster(Section):
     """How ranks are started; local: on this machine."""
     ranks_per_node: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
     """auto: one rank for each NUMA node, or as many as have threads_per_rank cores each, where that is given."""
+    ranks_per_numa_node: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """So many ranks for each NUMA node that has cores, where ranks_per_node is auto."""
     threads_per_rank: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Threads a rank computes with (OMP_NUM_THREADS); by default as many as it has physical cores."""
+    comm_cores: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Physical cores of each rank that are set aside for its communication threads."""
+    hyper_threads: bool = False
+    """Compute on all hardware threads of a core, not on the first alone."""
     allocator: Literal["auto", "tcmalloc", "jemalloc", "system"] = "auto"
     """The malloc of the ranks. auto: tcmalloc where it is installed, else the system's."""
     env: Annotated[dict[str, Value], AfterValidator(_environment)] = Field(default_factory=dict)

@@ -13,7 +13,7 @@ from typing import Any
 from distrib.errors import ConfigError
 from launch.allocator import Allocator, choose_allocator
 from launch.cluster import Cluster
-from launch.placement import Place, count_ranks, place
+from launch.placement import Place, Wishes, count_ranks, place
 from launch.settings import removed_names, settings_for
 from launch.topology import Topology, format_list
 
@@ -81,14 +81,15 @@ def build_plan(cluster: Cluster, topology: Topology, command: Sequence[str], *, 
         raise ConfigError(f"--nodes {num_nodes}, but `launcher: local` has one node, this machine",
                           "nothing was started", "leave --nodes out, and set the number of ranks with --ranks")
     wished = num_ranks or cluster.ranks_per_node
-    size = count_ranks(topology, cluster.threads_per_rank) if wished == "auto" else wished
+    wishes = Wishes(cluster.threads_per_rank, cluster.comm_cores, cluster.hyper_threads)
+    size = count_ranks(topology, wishes, cluster.ranks_per_numa_node) if wished == "auto" else wished
     if size > MAX_RANKS:
         raise ConfigError(f"{size} ranks are more than {MAX_RANKS}", "nothing was started", "check --ranks")
     mine = {name: str(value) for name, value in cluster.env.items()}
     program = find_program(command[0], mine.get("PATH", environment.get("PATH", os.defpath)))
     base = {**environment, **mine}
     allocator = choose_allocator(cluster.allocator, base)
-    placement = place(topology, size, cluster.threads_per_rank)
+    placement = place(topology, size, wishes)
     ranks = []
     for rank, where in enumerate(placement.places):
         values = {**settings_for(where.threads, allocator.name), **mine}

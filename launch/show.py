@@ -18,11 +18,11 @@ def show_plan(plan: Plan) -> None:
     console.print(Text(f"{plan.cluster.name}: {len(plan.ranks)} rank(s), launcher {plan.cluster.launcher}"))
     console.print(Text(f"command: {shlex.join(plan.command)}"))
     console.print(Text(f"allocator: {plan.allocator.remark}"))
-    table = Table("rank", "host", "CPUs", "threads", "memory node")
+    table = Table("rank", "host", "CPUs", "threads", "comm CPUs", "memory node")
     for rank in plan.ranks:
         node = rank.place.memory_node
         table.add_row(*map(Text, (str(rank.rank), rank.host, format_list(rank.place.cpus), str(rank.place.threads),
-                                  "any" if node is None else str(node))))
+                                  format_list(rank.place.comm_cpus), "any" if node is None else str(node))))
     console.print(table)
     first = plan.ranks[0].environment
     environment = Table("variable", "value")
