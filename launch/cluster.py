@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from distrib.documents import Section, apply_overrides, read_yaml, validate
+from distrib.errors import printable
 from launch.hosts import expand
 
 LAUNCHERS = {"local": "launch.local", "mpirun": "launch.mpirun", "slurm": "launch.slurm"}
@@ -130,8 +131,8 @@ class Slurm(Section):
 class Cluster(Section):
     """One cluster file; every key may be left out."""
 
-    name: Line = "local"
-    """What the cluster is called in messages."""
+    name: Line = "cluster"
+    """What the cluster is called in messages; by default as its file."""
     launcher: Annotated[str, AfterValidator(_known_launcher)] = "local"
     """How ranks are started. local: on this machine; mpirun: by Open MPI, MPICH or Intel MPI; slurm: by Slurm."""
     hosts: Annotated[list[str | HostGroup], Field(max_length=4096)] = Field(default_factory=list)
@@ -186,4 +187,5 @@ class Cluster(Section):
 
 def load_cluster(path: Path, overrides: Sequence[str] = ()) -> Cluster:
     """Read a cluster file and apply ``key=value`` overrides. Raises ConfigError."""
-    return validate(Cluster, apply_overrides(read_yaml(path, "cluster file"), overrides), f"the cluster file {path}")
+    document = {"name": printable(path.stem), **read_yaml(path, "cluster file")}
+    return validate(Cluster, apply_overrides(document, overrides), f"the cluster file {path}")

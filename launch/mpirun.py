@@ -52,10 +52,13 @@ def find_mpi(cluster: Cluster, path: str | None = None) -> Mpi:
     if program is None:
         raise MissingPartError(f"mpirun.program: {word!r} is not on PATH", "nothing was started",
                                "load the site's MPI module, or apt-get install openmpi-bin, or name its path")
+    hydra = Path(program).resolve().with_name("mpiexec.hydra")
+    if _is_script(Path(program)) and hydra.exists():
+        program = str(hydra)  # Intel's mpirun is a script around it, which would take the signals for the ranks
     try:
         done = subprocess.run([program, "--version"], capture_output=True, text=True, errors="replace",
                               timeout=ASK_S, check=False, stdin=subprocess.DEVNULL)
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except (OSError, subprocess.SubprocessError) as error:
         raise WorldError(f"{program} --version failed: {error}", "nothing was started", "check mpirun.program"
                          ) from error
     flavour, major = recognise(done.stdout + done.stderr)
@@ -63,6 +66,11 @@ def find_mpi(cluster: Cluster, path: str | None = None) -> Mpi:
         raise WorldError(f"{program} is no mpirun of Open MPI, MPICH or Intel MPI", "nothing was started",
                          "set mpirun.program to one of these")
     return Mpi(os.path.abspath(program), flavour, major)
+
+
+def _is_script(program: Path) -> bool:
+    with program.open("rb") as file:
+        return file.read(2) == b"#!"
 
 
 def recognise(version: str) -> tuple[str, int]:
