@@ -105,6 +105,8 @@ class Mpirun(Section):
     """A name on PATH, or a path. Which MPI it belongs to is found out by asking it."""
     options: Words = Field(default_factory=list)
     """More options of that mpirun, each one word."""
+    ssh: bool = True
+    """Whether mpirun reaches hosts by ssh. Then they are asked by ssh first, which tells clearly what is wrong."""
 
 
 class Slurm(Section):
@@ -157,6 +159,8 @@ class Cluster(Section):
     """The malloc of the ranks. auto: tcmalloc where it is installed, else the system's."""
     env: Annotated[dict[str, Value], AfterValidator(_environment)] = Field(default_factory=dict)
     """Environment of every rank, over what the launcher and the shell set."""
+    start_s: Annotated[float, Field(ge=1, le=86400)] = 120.0
+    """Seconds until the ranks of every host must have started."""
     grace_s: Annotated[float, Field(ge=0, le=3600)] = 10.0
     """Seconds between SIGTERM and SIGKILL for the other ranks, when one has failed."""
     stop_grace_s: Annotated[float, Field(ge=0, le=86400)] = 60.0
