@@ -48,6 +48,21 @@ def build_watch(config: WatchConfig, group: Group, num_lanes: int, log: RunLog |
     return Watch(config, group, num_lanes, log) if config.every_s > 0 else None
 
 
+@dataclass
+class _Interval:
+    """What one rank did since the last look."""
+
+    first_step: int = 0
+    periods: int = 0
+    total_s: float = 0.0
+    attempts: int = 0
+    """Lanes and steps computed, those that were done again too."""
+    lane_steps: int = 0
+    """Lanes and steps after the warm-up, and the seconds that they took:"""
+    data_s: float = 0.0
+    compute_s: float = 0.0
+
+
 class Watch:
     """One rank's part of the looks."""
 
@@ -59,42 +74,38 @@ class Watch:
         self._rank = RankMeter()
         self._report = Report(config, places, log) if log is not None else None
         self._left, self._warm_up = WARM_UP, WARM_UP
-        self._begin()
+        self._since = _Interval()
 
     def after(self, step: int, period: Period, total_s: float, *, last: bool) -> None:
         """After the period that began after ``step`` steps and took ``total_s``. Collective when a look is due: after
         so many periods, and after the ``last`` of the run."""
-        if not self._periods:
-            self._first_step = step + 1
-        self._periods += 1
-        self._total_s += total_s
-        lane_steps = self._num_lanes * len(period.steps)
-        self._attempts += lane_steps * (1 + period.repeats)
+        since, lane_steps = self._since, self._num_lanes * len(period.steps)
+        if not since.periods:
+            since.first_step = step + 1
+        since.periods += 1
+        since.total_s += total_s
+        since.attempts += lane_steps * (1 + period.repeats)
         if self._warm_up:
             self._warm_up -= 1
         else:
-            self._lane_steps += lane_steps
-            self._data_s += period.data_s
-            # A step that was done again counts once, in its mean: all ranks do it again.
-            self._compute_s += period.compute_s / (1 + period.repeats)
-        if self._periods >= self._left or last:
+            since.lane_steps += lane_steps
+            since.data_s += period.data_s
+            since.compute_s += period.compute_s / (1 + period.repeats)
+        if since.periods >= self._left or last:
             rows = self._group.rows_of_all(self._row())
             if self._report is not None:
-                self._report.take(self._first_step, step + len(period.steps), rows)
+                self._report.take(since.first_step, step + len(period.steps), rows)
             self._left = periods_until_look(rows[:, 0].tolist(), self._every_s)
-            self._begin()
+            self._since = _Interval()
 
-    def _begin(self) -> None:
-        self._first_step = self._periods = self._attempts = self._lane_steps = 0
-        self._total_s = self._data_s = self._compute_s = 0.0
-
-    def _row(self) -> Rows:
-        mine = self._rank.read()
-        mine = replace(mine, waited_s=mine.waited_s / self._attempts)
+    def _row(self) -> NDArray[np.float64]:
+        since, mine = self._since, self._rank.read()
+        mine = replace(mine, waited_s=mine.waited_s / since.attempts)
         node = self._node.read() if self._node is not None else NodeReading()
-        work_s = (self._data_s + self._compute_s) / self._lane_steps if self._lane_steps else math.nan
-        data_s = self._data_s / self._lane_steps if self._lane_steps else math.nan
-        return np.array([self._total_s / self._periods, work_s, data_s, *astuple(mine), *astuple(node)])
+        work_s = data_s = math.nan
+        if since.lane_steps:
+            work_s, data_s = (since.data_s + since.compute_s) / since.lane_steps, since.data_s / since.lane_steps
+        return np.array([since.total_s / since.periods, work_s, data_s, *astuple(mine), *astuple(node)])
 
 
 class Report:
