@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,6 +30,12 @@ Logs = Annotated[Path | None, typer.Option(
     metavar="DIR", help="Keep the output of ranks 1 and up here. [default: a temporary folder, kept on failure]")]
 AllOutput = Annotated[bool, typer.Option(
     "--all-output", help="Show the output of ranks 1 and up on stderr too, each line with its rank.")]
+Job = Annotated[Path | None, typer.Option(
+    metavar="DIR", help="Folder of a job on other hosts, which all of them share. [default: a new one in launch-jobs]")]
+JobFolder = Annotated[Path, typer.Argument(metavar="JOB", help="A job's folder, as `launch submit` printed it.")]
+RankOption = Annotated[int, typer.Option("--rank", min=0, help="Whose output.")]
+Every = Annotated[bool, typer.Option("--all", help="Of all ranks, and of the launcher.")]
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -46,21 +53,18 @@ def run(
     override: Set = None,
     logs: Logs = None,
     all_output: AllOutput = False,
+    job: Job = None,
 ) -> int:
     """Run COMMAND as ranks and wait for its end.
 
     Rank 0's output is shown as it is. The exit code is 0, or that of the first rank that failed. Ctrl-C and SIGTERM
     are passed on, so that ranks can save; a second Ctrl-C kills them.
     """
-    plan = _plan(cluster, command, nodes, ranks, override)
-    from importlib import import_module
-
-    from launch.cluster import LAUNCHERS
     from launch.local import Options
 
-    module, _, attribute = LAUNCHERS[plan.cluster.launcher].partition(":")
-    start: Callable[[Plan, Options], int] = getattr(import_module(module), attribute)
-    return start(plan, Options(logs, all_output))
+    plan = _plan(cluster, command, nodes, ranks, override)
+    code: int = _launcher(plan.cluster.launcher).run_plan(plan, Options(logs, all_output, job))
+    return code
 
 
 @app.command()
@@ -74,6 +78,8 @@ def plan(
 ) -> int:
     """Show what `launch run` would start, where and with which environment; start nothing."""
     made = _plan(cluster, command, nodes, ranks, override)
+    if made.cluster.launcher != "local":
+        made = replace(made, commands=_launcher(made.cluster.launcher).plan_commands(made))
     if as_json:
         import json
 
@@ -85,22 +91,83 @@ def plan(
     return 0
 
 
+@app.command()
+def submit(
+    cluster: ClusterFile,
+    command: Command,
+    nodes: Nodes = None,
+    ranks: Ranks = None,
+    override: Set = None,
+    job: Job = None,
+    as_json: AsJson = False,
+) -> int:
+    """Hand COMMAND to Slurm, or run it in the background by mpirun or on this machine; prints the job's folder."""
+    from launch.jobs import submit_plan
+
+    return submit_plan(_plan(cluster, command, nodes, ranks, override), job, as_json)
+
+
+@app.command()
+def status(job: JobFolder, as_json: AsJson = False) -> int:
+    """Show how a job is doing: waiting, running, ended; each rank's host, cores and ending."""
+    from launch.jobs import show_status
+
+    return show_status(job, as_json)
+
+
+@app.command()
+def logs(job: JobFolder, rank: RankOption = 0, every: Every = False, follow: Follow = False) -> int:
+    """Print a rank's output, or that of all with the rank before each line."""
+    from launch.jobs import show_logs
+
+    return show_logs(job, None if every else rank, follow)
+
+
+@app.command()
+def cancel(job: JobFolder) -> int:
+    """Ask a job's ranks to save and end; they are killed after stop_grace_s."""
+    from launch.jobs import cancel_job
+
+    return cancel_job(job)
+
+
+@app.command(hidden=True)
+def batch(job: JobFolder) -> int:
+    """Run a submitted job; for Slurm's script and for `launch submit`."""
+    from launch.job import JobFolder as Folder
+
+    folder = Folder(job)
+    code: int = _launcher(folder.job().launcher).run_job(folder)
+    return code
+
+
 def _plan(cluster: Path, command: Sequence[str], nodes: int | None, ranks: int | None,
           overrides: Sequence[str] | None) -> Plan:
-    import socket
-
     from launch.cluster import load_cluster
-    from launch.plan import build_plan
-    from launch.topology import read_topology
+    from launch.plan import build_plan, build_remote_plan
 
     wishes = load_cluster(cluster, overrides or ())
+    if wishes.launcher != "local":
+        return build_remote_plan(wishes, command, num_nodes=nodes, num_ranks=ranks)
+    import socket
+
+    from launch.topology import read_topology
+
     return build_plan(wishes, read_topology(), command, host=socket.gethostname(), num_nodes=nodes, num_ranks=ranks)
+
+
+def _launcher(name: str) -> Any:
+    from importlib import import_module
+
+    from launch.cluster import LAUNCHERS
+
+    return import_module(LAUNCHERS[name])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if words and words[0] in ("run", "plan") and not {"--", "--help", "-h"} & set(words):
+    if words and words[0] in ("run", "plan", "submit") and not {"--", "--help", "-h"} & set(words):
         # Without it, the command's own options would be taken for the launcher's.
         error = ConfigError(f"launch {words[0]} has no `--` before the command", "nothing was started",
                             f"write: launch {words[0]} CLUSTER.yaml -- COMMAND")

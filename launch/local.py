@@ -9,7 +9,6 @@ the ranks (rank.py) and the guard kills their groups (guard.py).
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import random
 import selectors
@@ -23,10 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from distrib.documents import validate
 from distrib.errors import WorldError
+from launch.cluster import Cluster
+from launch.job import JobFolder
 from launch.output import Output
-from launch.plan import Plan, wrapped
+from launch.plan import Plan, build_plan, wrapped
+from launch.processes import adopt_orphans, adopted, signal_adopted, signal_group
 from launch.report import Ending, first_failure, signal_name, tell_failure, tell_stop
+from launch.topology import read_topology
 
 SETTLE_S = 3.0
 """After one rank failed, the others have so long to fail by themselves, with their own messages."""
@@ -34,7 +38,6 @@ REPEAT_S = 0.1
 """A signal that comes again within this time is the same one, through a terminal and through a wrapper."""
 UNKILLABLE_S = 10.0
 """Wait so long for killed processes; one that hangs in the kernel, as on a dead file server, may never go."""
-PR_SET_CHILD_SUBREAPER = 36
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -46,6 +49,8 @@ class Options:
     """Folder for the output of ranks 1 and up; None: a temporary one, kept if something fails."""
     all_output: bool = False
     """Also pass their output on to stderr, each line with its rank before it."""
+    job: Path | None = None
+    """Folder of a job on other hosts; None: a new one below the current folder."""
 
 
 def run_plan(plan: Plan, options: Options) -> int:
@@ -53,14 +58,15 @@ def run_plan(plan: Plan, options: Options) -> int:
 
     Raises WorldError if a rank can not be started, StorageError if its log can not; then all are ended.
     """
-    threads = sorted({rank.place.threads for rank in plan.ranks})
+    threads = sorted({rank.place.threads for rank in plan.ranks if rank.place})
     each = f"{threads[0]}" if len(threads) == 1 else f"{threads[0]} to {threads[-1]}"
     say(f"{plan.cluster.name}: ranks: {len(plan.ranks)}, threads of each: {each}, malloc: {plan.allocator.remark}")
     for warning in plan.warnings:
         say(warning)
     plan = plan.with_port(free_port())
     base = {name: value for name, value in os.environ.items() if name not in plan.removed}
-    with Output(options.logs, len(plan.ranks), options.all_output) as output, _signals() as inbox, _guard() as guard:
+    with (Output(options.logs, len(plan.ranks), options.all_output) as output, signal_inbox() as inbox,
+          guard_process() as guard):
         watch = _Watch(plan, output, inbox, guard)
         try:
             for rank in plan.ranks:
@@ -68,6 +74,14 @@ def run_plan(plan: Plan, options: Options) -> int:
             return watch.until_end()
         finally:
             watch.kill_all()
+
+
+def run_job(folder: JobFolder) -> int:
+    """Run the submitted job of a folder to its end; the exit code."""
+    job = folder.job()
+    cluster = validate(Cluster, job.cluster, f"the job {folder.path}")
+    plan = build_plan(cluster, read_topology(), job.command, host=socket.gethostname(), num_ranks=sum(job.counts))
+    return run_plan(plan, Options(logs=folder.logs))
 
 
 def free_port() -> int:
@@ -213,26 +227,15 @@ class _Watch:
         self._signalled = True
         groups = {process.pid for process in self._processes.values() if process.returncode is None}
         for group in groups:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(group, number)
-        for pid in self._adopted():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                if os.getpgid(pid) not in groups:
-                    os.kill(pid, number)
+            signal_group(group, number)
+        signal_adopted(self._mine(), number, groups)
 
     def _adopted(self) -> list[int]:
         """Processes that ranks left behind and that live; those that ended are reaped."""
-        mine = {self._guard.pid, *(process.pid for process in self._processes.values())}
-        living = []
-        for pid, state in _children():
-            if pid in mine:
-                continue
-            if state == "Z":
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(pid, os.WNOHANG)
-            else:
-                living.append(pid)
-        return living
+        return adopted(self._mine())
+
+    def _mine(self) -> set[int]:
+        return {self._guard.pid, *(process.pid for process in self._processes.values())}
 
     def _tell_failure(self) -> None:
         if self._told:
@@ -252,20 +255,8 @@ class _Watch:
             print(line, file=sys.stderr, flush=True)
 
 
-def _children() -> Iterator[tuple[int, str]]:
-    """(pid, state) of the direct children of this process."""
-    me = str(os.getpid())
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                stat = Path(entry.path, "stat").read_text(errors="replace")
-                state, parent = stat[stat.rindex(")") + 2:].split(" ", 2)[:2]
-                if parent == me:
-                    yield int(entry.name), state
-
-
 @contextlib.contextmanager
-def _signals() -> Iterator[int]:
+def signal_inbox() -> Iterator[int]:
     """A file descriptor from which the numbers of arriving signals are read, a byte each."""
     def ignore(number: int, frame: FrameType | None) -> None:
         """Only wakes the selector."""
@@ -288,9 +279,9 @@ def _signals() -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _guard() -> Iterator[subprocess.Popen[bytes]]:
+def guard_process() -> Iterator[subprocess.Popen[bytes]]:
     """The guard process, and this process as the one that adopts orphans."""
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    adopt_orphans()
     guard = subprocess.Popen([sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py"))],
                              stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
@@ -301,4 +292,4 @@ def _guard() -> Iterator[subprocess.Popen[bytes]]:
         assert guard.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             guard.stdin.close()
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+        adopt_orphans(False)

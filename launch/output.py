@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import selectors
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from distrib.errors import storage_errors
+from launch.job import read_error, read_tail
 
 MAX_LINE_BYTES = 1 << 16
 TAIL_LINES = 12
@@ -113,28 +113,13 @@ class Output:
 
     def error_of(self, rank: int) -> tuple[str, float | None]:
         """The message that a rank left, and when; or nothing."""
-        path = self.error_file(rank)
-        try:
-            when = path.stat().st_mtime
-            message = json.loads(path.read_bytes()[:MAX_LINE_BYTES])["message"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return "", None
-        text = message.get("message", "") if isinstance(message, dict) else message
-        return "".join(c if c.isprintable() else " " for c in str(text)).strip(), when
+        return read_error(self.error_file(rank))
 
     def tail_of(self, rank: int) -> tuple[str, ...]:
         """The last lines that a rank wrote to stderr in this launch; none for rank 0."""
         if rank == 0 or self.folder is None:
             return ()
-        try:
-            with (self.folder / f"rank-{rank}.err").open("rb") as file:
-                end = file.seek(0, os.SEEK_END)
-                file.seek(max(self._starts.get(rank, 0), end - MAX_LINE_BYTES // 4))
-                text = file.read().decode(errors="replace")
-        except OSError:
-            return ()
-        lines = ["".join(c if c.isprintable() else " " for c in line).rstrip() for line in text.splitlines()]
-        return tuple([line for line in lines if line][-TAIL_LINES:])
+        return read_tail(self.folder / f"rank-{rank}.err", TAIL_LINES, self._starts.get(rank, 0))
 
     def _close(self, fd: int) -> None:
         pipe = self._open.pop(fd)

@@ -27,6 +27,7 @@ def main(words: list[str]) -> NoReturn:
     split = words.index("--")
     options = dict(word.removeprefix("--").split("=", 1) for word in words[:split])
     command = words[split + 1:]
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a supervisor blocks some
     if "parent" in options:
         _end_with(int(options["parent"]))
     if "cpus" in options:

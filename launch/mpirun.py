@@ -1,0 +1,150 @@
+"""Ranks on several hosts by mpirun, in its four flavours: Open MPI 4 and 5, MPICH, Intel MPI.
+
+mpirun only starts a supervisor for each rank (supervise.py); which cores, which environment and which command are
+the supervisor's business. So nothing of the user's passes through mpirun's or ssh's hands but the job folder's path.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from distrib.documents import validate
+from distrib.errors import MissingPartError, WorldError
+from launch.cluster import Cluster
+from launch.environment import travelling
+from launch.job import JobFolder, Start
+from launch.jobs import create_job
+from launch.local import Options, say
+from launch.plan import Plan
+from launch.reach import check_hosts
+from launch.remote import Starter, meeting_port, run_attempt
+
+ASK_S = 20.0
+SUPERVISOR = Path(__file__).with_name("remote_rank.py")
+
+
+@dataclass(frozen=True)
+class Mpi:
+    """One mpirun."""
+
+    program: str
+    """Its absolute path."""
+    flavour: str
+    """Open MPI, MPICH or Intel MPI."""
+    major: int
+    """Number of the main version."""
+
+    def __str__(self) -> str:
+        return f"{self.flavour} {self.major} ({self.program})"
+
+
+def find_mpi(cluster: Cluster, path: str | None = None) -> Mpi:
+    """Find the cluster's mpirun and ask which it is. Raises MissingPartError, WorldError."""
+    word = cluster.mpirun.program
+    program = shutil.which(word, path=path) or shutil.which(word, path=str(Path(sys.executable).parent))
+    if program is None:
+        raise MissingPartError(f"mpirun.program: {word!r} is not on PATH", "nothing was started",
+                               "load the site's MPI module, or apt-get install openmpi-bin, or name its path")
+    hydra = Path(program).resolve().with_name("mpiexec.hydra")
+    if _is_script(Path(program)) and hydra.exists():
+        program = str(hydra)  # Intel's mpirun is a script around it, which would take the signals for the ranks
+    try:
+        done = subprocess.run([program, "--version"], capture_output=True, text=True, errors="replace",
+                              timeout=ASK_S, check=False, stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise WorldError(f"{program} --version failed: {error}", "nothing was started", "check mpirun.program"
+                         ) from error
+    flavour, major = recognise(done.stdout + done.stderr)
+    if not flavour:
+        raise WorldError(f"{program} is no mpirun of Open MPI, MPICH or Intel MPI", "nothing was started",
+                         "set mpirun.program to one of these")
+    return Mpi(os.path.abspath(program), flavour, major)
+
+
+def _is_script(program: Path) -> bool:
+    with program.open("rb") as file:
+        return file.read(2) == b"#!"
+
+
+def recognise(version: str) -> tuple[str, int]:
+    """(flavour, main version) from what ``mpirun --version`` prints; ("", 0) for another program. Pure."""
+    for flavour, pattern in (
+        ("Open MPI", r"\(Open MPI\) v?(\d+)"), ("Open MPI", r"\(OpenRTE\) (\d+)"), ("Open MPI", r"PRRTE.*?(\d+)\."),
+        ("Intel MPI", r"Intel\(R\) MPI Library.*?Version (\d+)"),
+        ("MPICH", r"HYDRA build details:[\s\S]*?Version:\s*(\d+)"),
+    ):
+        if found := re.search(pattern, version):
+            return flavour, int(found[1])
+    return "", 0
+
+
+def starter_argv(mpi: Mpi, hosts: Sequence[str], counts: Sequence[int], options: Sequence[str],
+                 supervisor: Sequence[str], as_root: bool) -> list[str]:
+    """The whole mpirun command. Binding is off: the supervisor pins. Pure."""
+    total = str(sum(counts))
+    listed = ",".join(f"{host}:{count}" for host, count in zip(hosts, counts, strict=True))
+    if mpi.flavour == "Open MPI":
+        words = [mpi.program, *(["--allow-run-as-root"] if as_root else []), "--host", listed, "-np", total,
+                 # By slot fills one host after the other; the default changes with the number of ranks.
+                 "--map-by", "slot", "--bind-to", "none"]
+    else:
+        # One block of ranks for each host, in order, however many they are.
+        words = [mpi.program, "-hosts", listed, "-np", total]
+        words += ["-bind-to", "none"] if mpi.flavour == "MPICH" else ["-genv", "I_MPI_PIN", "0"]
+    return [*words, *options, *supervisor]
+
+
+def make_starter(cluster: Cluster, mpi: Mpi, start: Start, folder: JobFolder, attempt: int) -> Starter:
+    """How an attempt's supervisors are started by mpirun."""
+    argv = starter_argv(mpi, start.hosts, start.counts, cluster.mpirun.options,
+                        supervisor_argv(folder.path, str(attempt)), os.geteuid() == 0)
+    # Inside a Slurm job, mpirun would take Slurm's hosts rather than the file's.
+    environment = {name: value for name, value in os.environ.items()
+                   if name in travelling(os.environ) or name.startswith(("OMPI_MCA_", "PRTE_MCA_", "I_MPI_", "HYDRA_",
+                                                                         "TMPDIR", "SSH_"))}
+    # Both kinds of mpirun pass SIGUSR1 on and live; on SIGTERM Open MPI kills ranks after a second.
+    return Starter(tuple(argv), environment, signal.SIGUSR1)
+
+
+def supervisor_argv(job: Path, attempt: str) -> list[str]:
+    """The command of every rank."""
+    return [sys.executable, "-I", "-S", str(SUPERVISOR), str(job), attempt]
+
+
+def run_plan(plan: Plan, options: Options) -> int:
+    """Run a plan on its hosts to its end; the exit code. Raises DistribError."""
+    mpi = find_mpi(plan.cluster)
+    folder = create_job(plan, options.job, attached=True)
+    say(f"{plan.cluster.name}: ranks: {len(plan.ranks)} on {len(plan.layout()[0])} host(s) by {mpi}; "
+        f"job folder: {folder.path}")
+    for warning in plan.warnings:
+        say(warning)
+    return run_job(folder, options.all_output)
+
+
+def run_job(folder: JobFolder, all_output: bool = False) -> int:
+    """Run the job of a folder to its end; the exit code."""
+    job = folder.job()
+    cluster = validate(Cluster, job.cluster, f"the job {folder.path}")
+    if cluster.mpirun.ssh:
+        check_hosts(job.hosts, supervisor_argv(folder.path, "0"))
+    start = Start(job.hosts, job.counts, job.hosts[0], meeting_port())
+    number = folder.begin(start)
+    starter = make_starter(cluster, find_mpi(cluster), start, folder, number)
+    return run_attempt(folder, number, starter, start_s=cluster.start_s, grace_s=cluster.grace_s,
+                       stop_grace_s=cluster.stop_grace_s, all_output=all_output).code
+
+
+def plan_commands(plan: Plan) -> tuple[tuple[str, ...], ...]:
+    """What `run_plan` will execute, for `launch plan`."""
+    hosts, counts = plan.layout()
+    return (tuple(starter_argv(find_mpi(plan.cluster), hosts, counts, plan.cluster.mpirun.options,
+                               supervisor_argv(Path("JOB"), "1"), os.geteuid() == 0)),)

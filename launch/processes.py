@@ -1,0 +1,68 @@
+"""Processes below this one: those that its children left behind are adopted, and none survives it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def adopt_orphans(adopt: bool = True) -> None:
+    """Become, or cease to be, the parent of whatever processes below this one orphan."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0)
+
+
+def children() -> Iterator[tuple[int, str]]:
+    """(pid, state) of the direct children of this process."""
+    me = str(os.getpid())
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                stat = Path(entry.path, "stat").read_text(errors="replace")
+                state, parent = stat[stat.rindex(")") + 2:].split(" ", 2)[:2]
+                if parent == me:
+                    yield int(entry.name), state
+
+
+def adopted(known: Collection[int]) -> list[int]:
+    """Living children other than ``known``; those that ended are reaped."""
+    living = []
+    for pid, state in children():
+        if pid in known:
+            continue
+        if state == "Z":
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        else:
+            living.append(pid)
+    return living
+
+
+def signal_group(group: int, number: int) -> None:
+    """Send a signal to a process group that may be gone."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
+def signal_adopted(known: Collection[int], number: int, spare_groups: Collection[int] = ()) -> None:
+    """Send a signal to the adopted processes, but for those of groups that get it anyway."""
+    for pid in adopted(known):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getpgid(pid) not in spare_groups:
+                os.kill(pid, number)
+
+
+def end_adopted(known: Collection[int], number: int, timeout_s: float) -> bool:
+    """Send a signal to adopted processes until none is left or the time is over; whether none is left."""
+    deadline = time.monotonic() + timeout_s
+    while adopted(known):
+        signal_adopted(known, number)
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.01)
+    return True

@@ -1,0 +1,264 @@
+"""Run a job's ranks on other hosts through a starter (mpirun or srun), and watch them by what they leave in its folder.
+
+The starter is one process below this one, in a session of its own, under the same guard as local ranks. The
+supervisors (supervise.py) tell in the job's folder how ranks ended, so failures are told in the same words as local
+ones, whatever the starter says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from distrib.errors import DistribError, WorldError
+from launch.job import JobFolder, RankReport, Start, read_tail
+from launch.local import REPEAT_S, SETTLE_S, STOPS, UNKILLABLE_S, guard_process, say, signal_inbox
+from launch.output import TAIL_LINES
+from launch.processes import end_adopted, signal_group
+from launch.report import Ending, first_failure, signal_name, tell_failure, tell_stop
+
+LOOK_S = 0.25
+"""How often the job's folder is looked at."""
+LATE_S = 5.0
+"""Beyond its time a rank is given so much more before the starter itself is ended."""
+WORDS_S = 5.0
+"""After the starter's end, wait so long for a rank's last word to become visible on a network file system."""
+
+
+@dataclass(frozen=True)
+class Starter:
+    """How an attempt's supervisors are started."""
+
+    argv: tuple[str, ...]
+    environment: dict[str, str]
+    stop_signal: int
+    """What the starter passes on to the ranks without ending itself."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended."""
+
+    code: int
+    """0, the first failing rank's, or 128 and the number of the signal that this launcher got."""
+    stopped: int = 0
+    """The signal that asked this launcher to stop; 0: none."""
+    lost: tuple[str, ...] = ()
+    """Hosts whose ranks left without a word: a node or mpirun's daemon there died."""
+
+
+def meeting_port() -> int:
+    """A port for the ranks' meeting on another host: by chance, from below those of outgoing connections."""
+    return random.SystemRandom().randrange(20000, 32000)
+
+
+def run_attempt(folder: JobFolder, number: int, starter: Starter, *, start_s: float, grace_s: float,
+                stop_grace_s: float, all_output: bool = False) -> Outcome:
+    """Run one attempt of a job to its end. Raises WorldError if the starter can not be started."""
+    with signal_inbox() as inbox, guard_process() as guard:
+        watch = _Watch(folder, number, starter, inbox, start_s, grace_s, stop_grace_s, all_output)
+        try:
+            watch.start(guard)
+            return watch.until_end()
+        finally:
+            watch.kill_all(guard.pid)
+
+
+class _Watch:
+    def __init__(self, folder: JobFolder, number: int, starter: Starter, inbox: int, start_s: float,
+                 grace_s: float, stop_grace_s: float, all_output: bool) -> None:
+        self._folder, self._number, self._starter, self._inbox = folder, number, starter, inbox
+        self._start_s, self._grace_s, self._stop_grace_s = start_s, grace_s, stop_grace_s
+        self._start_by = time.monotonic() + start_s
+        self._plan: Start = folder.start(number)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._reports: dict[int, RankReport] = {}
+        self._relay = _Relay(folder, range(1, self._plan.size)) if all_output else None
+        self._offsets = {rank: _size(folder.output(rank, "err")) for rank in range(1, self._plan.size)}
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(inbox, selectors.EVENT_READ)
+        self._stop, self._stopped_at = 0, 0.0
+        self._signalled = self._told = False
+        self._term_at = self._end_at = self._kill_at = float("inf")
+
+    def start(self, guard: subprocess.Popen[bytes]) -> None:
+        try:
+            self._process = subprocess.Popen(self._starter.argv, env=self._starter.environment, start_new_session=True)
+        except OSError as error:
+            raise WorldError(f"{self._starter.argv[0]} could not be started: {error.strerror}", "nothing was started",
+                             "check its path in the cluster file") from error
+        assert guard.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            guard.stdin.write(f"{self._process.pid}\n".encode())
+            guard.stdin.flush()
+
+    def until_end(self) -> Outcome:
+        assert self._process is not None
+        while True:
+            self._look()
+            seen = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if seen is not None:
+                break
+            self._advance(time.monotonic())
+            self._wait()
+        code = seen.si_status if seen.si_code == os.CLD_EXITED else 128 + seen.si_status
+        deadline = time.monotonic() + WORDS_S
+        while self._silent() and not self._signalled and time.monotonic() < deadline:
+            time.sleep(LOOK_S)
+            self._look()
+        return self._outcome(code)
+
+    def kill_all(self, guard_pid: int) -> None:
+        """End the starter if it still lives, at once."""
+        self._selector.close()
+        if self._process is not None:
+            signal_group(self._process.pid, signal.SIGKILL)
+            end_adopted({guard_pid, self._process.pid}, signal.SIGKILL, UNKILLABLE_S)
+            self._process.wait()
+
+    def _endings(self) -> list[Ending]:
+        return self._folder.endings(self._number, self._reports)
+
+    def _silent(self) -> list[int]:
+        """Ranks that have not told their end."""
+        return [rank for rank in range(self._plan.size)
+                if rank not in self._reports or self._reports[rank].code is None]
+
+    def _hosts_of(self, ranks: Sequence[int]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self._plan.hosts[self._plan.node_of(rank)] for rank in ranks))
+
+    def _look(self) -> None:
+        if self._silent():
+            with contextlib.suppress(OSError):
+                self._reports = self._folder.reports(self._number)
+        if self._relay:
+            self._relay.pass_on()
+
+    def _advance(self, now: float) -> None:
+        if not self._signalled:
+            if now >= self._start_by and len(self._reports) < self._plan.size:
+                say(f"{', '.join(self._hosts_of(self._silent()))}: ranks did not start within "
+                    f"{self._start_s:g} s (start_s)")
+                self._ask_to_end(now, 0.0)
+                return
+            if any(report.code for report in self._reports.values()):
+                self._term_at = min(self._term_at, now + SETTLE_S)
+            if now >= self._term_at:
+                self._tell_failure()
+                self._ask_to_end(now, self._grace_s)
+        if now >= self._kill_at:
+            signal_group(self._pid(), signal.SIGKILL)
+            self._kill_at = float("inf")
+        elif now >= self._end_at:
+            if self._stop and (late := self._silent()):
+                say(f"{len(late)} of {self._plan.size} ranks did not end within {self._stop_grace_s:g} s "
+                    "and are killed")
+            signal_group(self._pid(), signal.SIGTERM)
+            self._end_at, self._kill_at = float("inf"), now + LATE_S
+
+    def _ask_to_end(self, now: float, grace_s: float) -> None:
+        """Have the starter pass on the signal to save and end; after the grace it is ended itself."""
+        self._signalled = True
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid(), self._starter.stop_signal)
+        self._end_at = now + grace_s + (LATE_S if grace_s == self._stop_grace_s else 0)
+
+    def _wait(self) -> None:
+        for _ in self._selector.select(LOOK_S):
+            for number in os.read(self._inbox, 4096):
+                if number in STOPS:
+                    self._asked_to_stop(number)
+
+    def _asked_to_stop(self, number: int) -> None:
+        now = time.monotonic()
+        if self._signalled:
+            if now - self._stopped_at > REPEAT_S:
+                say("killing all ranks")
+                signal_group(self._pid(), signal.SIGTERM)
+                self._end_at, self._kill_at = float("inf"), now + LATE_S
+            return
+        self._stop, self._stopped_at = number, now
+        self._ask_to_end(now, self._stop_grace_s)
+        say(f"{signal_name(number)}: passed on; ranks have {self._stop_grace_s:g} s to save and end"
+            + (" (Ctrl-C again kills them)" if number == signal.SIGINT else ""))
+
+    def _pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def _outcome(self, code: int) -> Outcome:
+        if self._relay:
+            self._relay.pass_on()
+        self._tell_failure()
+        endings, silent = self._endings(), self._silent()
+        lost = self._hosts_of(silent)
+        if self._stop:
+            for line in tell_stop([e for e in endings if not e.unasked], signal.SIGTERM, self._folder.logs):
+                print(line, file=sys.stderr, flush=True)
+            return Outcome(128 + self._stop, self._stop, lost)
+        first = first_failure(endings)
+        if first is not None:
+            return Outcome(first.status, lost=lost if not self._signalled else ())
+        if silent:
+            if len(silent) == self._plan.size and not self._reports:
+                say(f"no rank was started: {Path(self._starter.argv[0]).name} ended with exit code {code}; "
+                    "`launch doctor` says which host is at fault")
+            else:
+                say(f"no last word from {', '.join(lost)}: the host, its network or "
+                    f"{Path(self._starter.argv[0]).name}'s daemon there died (logs: {self._folder.logs})")
+            return Outcome(code or DistribError.exit_code, lost=lost)
+        return Outcome(0)
+
+    def _tell_failure(self) -> None:
+        if self._told or first_failure(self._endings()) is None:
+            return
+        self._told = True
+        endings = [replace(e, tail=() if e.rank == 0 else read_tail(self._folder.output(e.rank, "err"), TAIL_LINES,
+                                                                    self._offsets[e.rank]))
+                   for e in self._endings()]
+        for line in tell_failure(endings, self._folder.logs):
+            print(line, file=sys.stderr, flush=True)
+
+
+class _Relay:
+    """Passes on what ranks append to their logs, each line with its rank before it, to stderr."""
+
+    def __init__(self, folder: JobFolder, ranks: Sequence[int]) -> None:
+        self._logs = [(rank, folder.output(rank, name)) for rank in ranks for name in ("out", "err")]
+        self._ends = {path: _size(path) for _, path in self._logs}
+        self._rests = dict.fromkeys(self._ends, b"")
+
+    def pass_on(self) -> None:
+        for rank, path in self._logs:
+            try:
+                with path.open("rb") as file:
+                    file.seek(self._ends[path])
+                    *lines, rest = (self._rests[path] + file.read()).split(b"\n")
+                    self._ends[path] = file.tell()
+            except OSError:
+                continue
+            self._rests[path] = rest
+            _write(sys.stderr.buffer, b"".join(f"[rank {rank}] ".encode() + line + b"\n" for line in lines))
+
+
+def _write(stream: BinaryIO, content: bytes) -> None:
+    with contextlib.suppress(OSError):
+        stream.write(content)
+        stream.flush()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
