@@ -41,7 +41,7 @@ def create_job(plan: Plan, path: Path | None, *, attached: bool) -> JobFolder:
 def submit_plan(plan: Plan, path: Path | None, as_json: bool) -> int:
     """Submit a plan and print its job folder on stdout."""
     if plan.cluster.launcher == "slurm":
-        from launch.slurm import submit
+        from launch.sbatch import submit
     else:
         submit = _submit_here
     folder = create_job(plan, path, attached=False)
@@ -99,7 +99,7 @@ def job_state(folder: JobFolder) -> dict[str, Any]:
     if record is None:
         return {"state": "started by hand", "running": True}
     if record["launcher"] == "slurm":
-        from launch.slurm import state
+        from launch.sbatch import state
 
         return state(folder, record)
     if record["host"] != socket.gethostname():
@@ -116,7 +116,7 @@ def cancel_job(path: Path) -> int:
         raise WorldError(f"{folder.path} was not submitted", "nothing was cancelled",
                          "end it where `launch run` runs, with Ctrl-C")
     if record["launcher"] == "slurm":
-        from launch.slurm import cancel
+        from launch.sbatch import cancel
 
         cancel(folder, record)
     elif record["host"] != socket.gethostname():
