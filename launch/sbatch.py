@@ -1,7 +1,7 @@
 """Slurm's side of a job: its sbatch text, its submission, what has become of it, its end.
 
-The text only asks for nodes and execs ``launch batch JOB``; all else is in the job's folder. In Slurm's lines a
-backslash before every character that means something to Slurm or to a shell keeps the word as it is.
+The text only asks for nodes and execs ``launch batch JOB``; all else is in the job's folder. No shell reads the
+#SBATCH lines: Slurm itself knows quotes, and a backslash within them.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ ARRAY = re.compile(r"\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%\d+)?", re.ASCII)
 OVER = re.compile(r"SLURM_(?!CONF$|CLUSTERS$).*|SBATCH_(SIGNAL|REQUEUE|NO_REQUEUE|OPEN_MODE|EXPORT|ARRAY_INX|JOB_NAME"
                   r"|NO_KILL|EXCLUSIVE|GET_USER_ENV|WAIT|HINT|DISTRIBUTION|OVERCOMMIT)")
 """Variables that would overrule what the script says, or tell of the job in which `launch submit` runs."""
+SEPARATOR = re.compile(r"(het|pack)(job)", re.IGNORECASE)
+"""What Slurm blanks out wherever it stands in a #SBATCH line; a backslash amid it hinders that."""
 ENDED = frozenset({"COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY",
                    "REVOKED", "PREEMPTED"})
 
@@ -84,7 +86,10 @@ def _kept(word: str) -> str:
     """A word as Slurm's reader of #SBATCH lines gives it back."""
     if not word.isprintable():
         raise ConfigError(f"slurm.options: {word!r} must be text on one line", "nothing was submitted", "write it so")
-    return re.sub(r"([^A-Za-z0-9_@%+=:,./-])", r"\\\1", word)
+    if re.fullmatch(r"[A-Za-z0-9_@%+=:,./-]*", word) and not SEPARATOR.search(word):
+        return word
+    escaped = re.sub(r'(["\\])', r"\\\1", word)
+    return '"' + SEPARATOR.sub(r"\1\\\2", escaped) + '"'
 
 
 def array_tasks(text: str) -> list[int]:

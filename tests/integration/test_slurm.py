@@ -18,7 +18,7 @@ from tests.conftest import EXPERIMENT, REPOSITORY
 from tests.rig.slurm import Slurm, why_not
 
 LIMIT_S = 90
-STEPS = 150
+STEPS = 60
 pytestmark = pytest.mark.timeout(150)
 
 
