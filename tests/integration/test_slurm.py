@@ -63,11 +63,12 @@ class Site:
         said: dict[str, Any] = json.loads(self.ask("status", job, "--json")[0])
         return said
 
-    def ended(self, job: Path) -> str:
-        """Wait for a job's end: its state."""
-        self.until(lambda: self.queue(job).split(" ")[0] not in
-                   ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED"), f"{job} ends")
-        self.until(lambda: not self.slurm.left(), f"nothing is left: {self.slurm.left()}")
+    def ended(self, job: Path, empty: bool = True) -> str:
+        """Wait for a job's end: its state. Nothing may be left on any node, if no other job runs."""
+        self.until(lambda: self.queue(job) not in ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED"),
+                   f"{job} ends")
+        if empty:
+            self.until(lambda: not self.slurm.left(), "nothing is left")
         return self.queue(job)
 
     def queue(self, job: Path) -> str:
@@ -77,20 +78,21 @@ class Site:
     def until(self, condition: Callable[[], object], what: str) -> None:
         deadline = time.monotonic() + LIMIT_S
         while not condition():
-            assert time.monotonic() < deadline, f"never: {what}\n{self.words()}\n{self.slurm.jobs()}"
+            assert time.monotonic() < deadline, f"never: {what}\n{self.words()}\n{self.slurm.jobs()}\n{self.slurm.left()}"
             time.sleep(0.1)
 
     def words(self) -> str:
         """What launchers and ranks said, for failures."""
         return "\n".join(f"{path.name}: {path.read_text(errors='replace')[-3000:]}" for path in
-                         sorted(self.folder.glob("job */log/*")) if path.stat().st_size)
+                         sorted(self.folder.glob("job*/**/log/*")) if path.stat().st_size)
 
 
 @pytest.fixture
 def site(slurm: Slurm, tmp_path: Path) -> Iterator[Site]:
     yield Site(slurm, tmp_path)
-    slurm.ask("scancel", "--user=root", "--signal=KILL")
-    slurm.ask("scancel", "--user=root")
+    if slurm.jobs():  # after a failure
+        slurm.ask("scancel", "--user=root", "--full", "--signal=KILL")
+        slurm.ask("scancel", "--user=root")
 
 
 class Training:
@@ -140,24 +142,172 @@ def test_the_model_is_the_same(site: Site, training: Training) -> None:
     assert training.digest in site.ask("logs", job)[0]
 
 
-def test_preempted_and_requeued(site: Site, training: Training) -> None:
-    run = site.folder / "run"
-    job = site.submit(site.cluster(), *training.command(run), options=("--nodes", "3"))
-    under_way(site, run, 5)
-    site.slurm.ask("sbatch", "--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
-    assert site.ended(job) == "COMPLETED", site.words()
-    assert "preempted: requeued" in (job / "log/launch.log").read_text()
-    assert site.status(job)["attempt"] == 2
-    assert result(job)["weights_sha256"] == training.digest
-    assert len(steps(run)) == len(set(steps(run)))  # it was saved in time: no step was done twice
-
-
-def test_a_spare_stands_in_for_a_dead_node(site: Site, training: Training) -> None:
+def test_preempted_and_requeued_then_a_node_dies(site: Site, training: Training) -> None:
     run = site.folder / "run"
     job = site.submit(site.cluster("spares: 1"), *training.command(run), options=("--nodes", "3"))
-    under_way(site, run, 30)
+    log = job / "log/launch.log"
+    under_way(site, run, 5)
+    site.slurm.ask("sbatch", "--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    site.until(lambda: "preempted: requeued" in log.read_text(), "requeued")
+    saved = len(steps(run))
+    assert len(set(steps(run))) == saved < STEPS
+    site.until(lambda: len(steps(run)) > saved + 5, "it goes on")
+    assert steps(run) == list(range(1, len(steps(run)) + 1))  # from its step: nothing was done twice
     site.slurm.nodes.kill("node2")
-    site.until(lambda: "attempt 2 on node1, node3, node4" in (job / "log/launch.log").read_text(), "the spare is taken")
+    site.until(lambda: "attempt 3 on node1, node3, node4" in log.read_text(), "the spare is taken")
     site.slurm.revive("node2")
     assert site.ended(job) == "COMPLETED", site.words()
     assert result(job)["weights_sha256"] == training.digest
+
+
+STUB = """\
+import os, signal, subprocess, sys, time
+from pathlib import Path
+place, total = Path(sys.argv[1]), int(sys.argv[2])
+file = place / f"rank-{os.environ['RANK']}"
+place.mkdir(exist_ok=True)
+asked = []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+step = int(file.read_text()) if file.exists() else 0
+subprocess.Popen(["setsid", "sleep", "1000"])  # somebody's helper, not ended by its parent
+print(f"from step {step}", flush=True)
+(place / f"begun-{os.environ['RANK']}").touch()
+while step < total and not asked:
+    time.sleep(0.1)
+    step += 1
+time.sleep(0.5)
+file.write_text(str(step))
+sys.exit(0 if step == total else 143)
+"""
+"""Counts to a number; on SIGTERM saves where it is, and goes on from there the next time."""
+
+
+class Stub:
+    def __init__(self, site: Site, keys: str = "", nodes: int = 1, total: int = 100000, more: str = "") -> None:
+        self.site = site
+        self.place = site.folder / f"place{time.monotonic_ns()}"
+        script = site.folder / "stub.py"
+        script.write_text(STUB)
+        self.words = ("--nodes", str(nodes), "--", sys.executable, script, self.place, str(total))
+        self.cluster = site.cluster(keys, more)
+        self._nodes = nodes
+
+    def submit(self) -> Path:
+        job = self.site.folder / f"job {time.monotonic_ns()}"
+        self.site.ask("submit", self.cluster, "--job", job, *self.words)
+        return job
+
+    def begun(self) -> None:
+        self.site.until(lambda: len(list(self.place.glob("begun-*"))) == self._nodes, "all ranks have begun")
+
+    def again(self) -> None:
+        for file in self.place.glob("begun-*"):
+            file.unlink()
+
+    def saved(self) -> list[int]:
+        return [int(file.read_text()) for file in self.place.glob("rank-*")]
+
+
+def test_cancel_lets_ranks_save(site: Site) -> None:
+    stub = Stub(site, nodes=2)
+    job = stub.submit()
+    stub.begun()
+    assert site.status(job)["state"] == "running"
+    site.ask("cancel", job)
+    assert site.ended(job) == "FAILED", site.words()
+    assert len(stub.saved()) == 2
+    assert "SIGTERM: passed on" in (job / "log/launch.log").read_text()
+    waiting = Stub(site, keys="options: [--hold]").submit()
+    assert site.status(waiting)["state"] == "waiting"
+    site.ask("cancel", waiting)
+    assert site.ended(waiting) == "CANCELLED"
+
+
+def test_node_failures_and_the_time_limit_requeue(site: Site) -> None:
+    limited = Stub(site, "time: '1', stop_signal_s: 50", total=500)
+    timed = limited.submit()
+    limited.begun()  # on node1
+    batch, other = Stub(site, total=60), Stub(site, nodes=2, total=60)
+    its_host = batch.submit()
+    batch.begun()  # on node2
+    another = other.submit()
+    other.begun()  # on node3 and node4
+    for stub in (batch, other):
+        stub.again()
+    site.slurm.nodes.kill("node2")
+    site.slurm.nodes.kill("node4")
+    site.until(lambda: "no spare node is left: requeued" in (another / "log/launch.log").read_text(), "requeued")
+    site.until(lambda: "node2" not in site.slurm.ask("squeue", "--noheader", "--format=%N"), "Slurm notices")
+    site.slurm.revive("node2")
+    site.slurm.revive("node4")
+    for job in (its_host, another, timed):
+        assert site.ended(job, empty=job is timed) == "COMPLETED", site.words()
+        assert site.status(job)["attempt"] == 2
+    assert sorted(batch.saved() + other.saved() + limited.saved()) == [60, 60, 60, 500]
+    assert "the time limit is near: requeued" in (timed / "log/launch.log").read_text()
+    assert "from step 0\nfrom step " in (timed / "log/rank-0.out").read_text()
+
+
+def test_arrays_dependencies_and_a_job_that_slurm_forgot(site: Site) -> None:
+    say = (sys.executable, "-c", "import os; print(os.environ['SLURM_ARRAY_TASK_ID'], flush=True)")
+    job = site.submit(site.cluster(), *say, options=("--array", "1,3"))
+    fails = site.submit(site.cluster(), "false", options=("--after", str(job)))
+    never = site.submit(site.cluster(), "true", options=("--after", str(fails)))
+    site.until(lambda: "DependencyNeverSatisfied" in site.status(never)["reason"], "Slurm refuses what comes after")
+    assert site.status(fails)["state"] == "failed"
+    assert site.status(job)["state"] == "2 completed"
+    assert [site.ask("logs", job / f"task-{task}")[0] for task in (1, 3)] == ["1\n", "3\n"]
+    assert site.status(job / "task-3")["state"] == "completed"
+    (job / "task-3/submitted.json").write_text('{"launcher": "slurm", "slurm_job": "999999"}')
+    forgotten = site.status(job / "task-3")
+    assert (forgotten["state"], forgotten["reason"]) == ("ended", "Slurm has forgotten the job; its ranks succeeded")
+
+
+HOSTILE = "it's \"a\" $(touch hacked) `touch hacked` #1; 50%j é"
+
+
+def test_words_arrive_as_they_are(site: Site) -> None:
+    show = (sys.executable, "-c", "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ['X']]))")
+    words = ("a b", "$(touch hacked)", "\n", "", "'", "--nodes=9")
+    job = site.folder / f"job {HOSTILE}"
+    cluster = site.cluster("options: ['--comment=" + HOSTILE.replace("'", "''") + "']", f"name: {json.dumps(HOSTILE)}\n"
+                           f"env: {{X: {json.dumps(HOSTILE)}}}")
+    site.ask("submit", cluster, "--job", job, "--", *show, *words)
+    assert site.ended(job) == "COMPLETED"
+    assert json.loads((job / "log/rank-0.out").read_text()) == [list(words), HOSTILE]
+    assert (job / "log/launch.log").exists()
+    number = json.loads((job / "submitted.json").read_text())["slurm_job"]
+    assert site.slurm.ask("squeue", "--noheader", "--states=all", f"--jobs={number}", "--format=%j|%k").rstrip("\n") == (
+        f"{HOSTILE}|{HOSTILE}")
+    assert not list(site.folder.rglob("hacked"))
+    _, err = site.ask("submit", cluster, "--job", site.folder / "a\nb", "--", "true", code=2)
+    assert "line break" in err
+
+
+def test_a_refusal_is_one_line(site: Site) -> None:
+    _, err = site.ask("submit", site.cluster("partition: none"), "--job", site.folder / "job", "--", "true", code=2)
+    assert err.count("\n") == 1
+    assert "invalid partition specified: none" in err
+
+
+def test_run_waits_shows_rank_0_and_fails_as_the_first_rank(site: Site) -> None:
+    fail = ("import os, sys, subprocess; subprocess.Popen(['setsid', 'sleep', '1000']); print(os.environ['RANK'], "
+            "sys.stdin.read()); sys.exit(3 * int(os.environ['RANK']))")
+    process = site.start("run", site.cluster(), "--nodes", "2", "--", sys.executable, "-c", fail)
+    out, err = process.communicate(timeout=LIMIT_S)
+    assert (process.returncode, out) == (3, "0 \n"), err
+    assert "rank 1 failed first: it ended with exit code 3" in err
+    site.until(lambda: not site.slurm.left() and not site.slurm.jobs(), "nothing is left")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_run_leaves_nothing(site: Site, number: signal.Signals) -> None:
+    stub = Stub(site, nodes=3)
+    process = site.start("run", stub.cluster, *stub.words)
+    stub.begun()
+    process.send_signal(number)
+    process.communicate(timeout=LIMIT_S)
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert len(stub.saved()) == 3
+    site.until(lambda: not site.slurm.left() and not site.slurm.jobs(), "nothing is left")

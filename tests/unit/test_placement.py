@@ -249,7 +249,8 @@ def test_communication_is_part_of_the_quota() -> None:
     made = place(topology(16, quota=8.0), 2, Wishes(comm_cores=1))
     assert [where.threads for where in made.places] == [3, 3]
     assert not made.warnings
-    assert "2 ranks of 4 threads or more share 3 CPUs" in place(topology(16, quota=3.0), 2, Wishes(comm_cores=1)).warnings[0]
+    made = place(topology(16, quota=3.0), 2, Wishes(comm_cores=1))
+    assert "2 ranks of 4 threads or more share 3 CPUs" in made.warnings[0]
 
 
 def test_threads_that_leave_cores_to_other_work_are_told() -> None:
