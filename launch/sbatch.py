@@ -126,16 +126,16 @@ def earlier_jobs(words: Sequence[str]) -> list[str]:
     return numbers
 
 
-def submit(plan: Plan, folder: JobFolder, *, array: str | None = None, after: Sequence[str] = ()) -> dict[str, Any]:
+def submit(plan: Plan, folder: JobFolder, tasks: Sequence[int] = (), array: str | None = None,
+           after: Sequence[str] = ()) -> dict[str, Any]:
     """Hand a job's folder to Slurm; the record of it. Each task of an array gets a folder in the job's, task-N.
 
-    Raises ConfigError, MissingPartError without Slurm, WorldError if Slurm refuses.
+    Raises ConfigError for what the script can not hold, MissingPartError without Slurm, WorldError if Slurm refuses.
     """
     counts = plan.layout()[1]
-    text = script(plan.cluster, folder.path, plan.cluster.name, len(counts), max(counts), array=array,
-                  after=earlier_jobs(after))
-    tasks = {task: JobFolder(folder.path / f"task-{task}") for task in (array_tasks(array) if array else ())}
-    for task in tasks.values():
+    text = script(plan.cluster, folder.path, plan.cluster.name, len(counts), max(counts), array=array, after=after)
+    folders = {task: JobFolder(folder.path / f"task-{task}") for task in tasks}
+    for task in folders.values():
         task.create(folder.job())
     with storage_errors(f"{folder.script} could not be written", "nothing was submitted"):
         folder.script.write_text(text)
@@ -146,7 +146,7 @@ def submit(plan: Plan, folder: JobFolder, *, array: str | None = None, after: Se
         raise WorldError(f"Slurm refused the job: {words or out or f'sbatch ended with exit code {code}'}",
                          "nothing was submitted", "check slurm: in the cluster file, and --nodes")
     record = {"launcher": "slurm", "slurm_job": found[1]}
-    for number, task in tasks.items():
+    for number, task in folders.items():
         task.write(task.submitted, {**record, "slurm_job": f"{found[1]}_{number}"})
     return record
 
@@ -194,7 +194,7 @@ def _remembered(folder: JobFolder) -> str:
     return said + "its ranks did not all succeed"
 
 
-def cancel(folder: JobFolder, record: dict[str, Any]) -> None:
+def cancel(record: dict[str, Any]) -> None:
     """Have the ranks save and end; what waits is taken back. Raises WorldError if Slurm refuses."""
     number = job_number(record)
     waiting = ask("scancel", "--state=PENDING", number)

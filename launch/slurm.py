@@ -59,7 +59,8 @@ def run_plan(plan: Plan, options: Options) -> int:
 def plan_commands(plan: Plan) -> tuple[tuple[str, ...], ...]:
     """What `run_plan` will execute, for `launch plan`."""
     hosts, counts = plan.layout()
-    return (tuple(salloc_argv(plan)), tuple(srun_argv(len(hosts), sum(counts), supervisor_argv(Path("JOB"), "1"), True)))
+    srun = srun_argv(len(hosts), sum(counts), supervisor_argv(Path("JOB"), "1"), True)
+    return tuple(salloc_argv(plan)), tuple(srun)
 
 
 def salloc_argv(plan: Plan) -> list[str]:
@@ -103,7 +104,8 @@ def _run(folder: JobFolder, allocation: str, all_output: bool) -> int:
         chosen = tuple(hosts[:len(job.counts)])
         number = folder.begin(Start(chosen, job.counts, chosen[0], meeting_port()))
         say(f"attempt {number} on {', '.join(chosen)}")
-        outcome = run_attempt(folder, number, _starter(folder, number, job, allocation, chosen), grace_s=cluster.grace_s,
+        starter = _starter(folder, number, job, allocation, chosen)
+        outcome = run_attempt(folder, number, starter, start_s=cluster.start_s, grace_s=cluster.grace_s,
                               stop_grace_s=cluster.stop_grace_s, all_output=all_output)
         codes = _codes(folder, number, sum(job.counts))
         if set(codes) == {0}:
@@ -115,8 +117,8 @@ def _run(folder: JobFolder, allocation: str, all_output: bool) -> int:
         failed = outcome.code or 128 + signal.SIGTERM
         if _is_preempted(allocation):
             return _requeue(allocation, "preempted", failed) if requeue else failed
-        silent = dict.fromkeys(host for host, code in zip(_host_of_ranks(chosen, job), codes, strict=True) if code is None)
-        dead = _dead(allocation, list(silent))
+        silent = [host for host, code in zip(_host_of_ranks(chosen, job), codes, strict=True) if code is None]
+        dead = _dead(allocation, list(dict.fromkeys(silent)))
         if not dead:
             return failed
         hosts = [host for host in hosts if host not in dead]

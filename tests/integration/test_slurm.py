@@ -50,7 +50,7 @@ class Site:
 
     def cluster(self, keys: str = "", more: str = "") -> Path:
         path = self.folder / f"cluster{time.monotonic_ns()}.yaml"
-        path.write_text(f"launcher: slurm\nranks_per_node: 1\nallocator: system\ngrace_s: 2\nslurm: {{{keys}}}\n{more}\n")
+        path.write_text(f"launcher: slurm\nranks_per_node: 1\nallocator: system\ngrace_s: 2\nslurm: {{{keys}}}\n{more}")
         return path
 
     def submit(self, cluster: Path, *command: str | Path, options: tuple[str, ...] = ()) -> Path:
@@ -78,7 +78,8 @@ class Site:
     def until(self, condition: Callable[[], object], what: str) -> None:
         deadline = time.monotonic() + LIMIT_S
         while not condition():
-            assert time.monotonic() < deadline, f"never: {what}\n{self.words()}\n{self.slurm.jobs()}\n{self.slurm.left()}"
+            assert time.monotonic() < deadline, "\n".join(
+                (f"never: {what}", self.words(), *self.slurm.jobs(), *self.slurm.left()))
             time.sleep(0.1)
 
     def words(self) -> str:
@@ -101,8 +102,8 @@ class Training:
     def __init__(self, dataset: Path, folder: Path) -> None:
         self._experiment = folder / "experiment.yaml"
         self._experiment.write_text(EXPERIMENT.format(dataset=dataset))
-        done = subprocess.run(self.command(folder / "alone"), capture_output=True, text=True, timeout=LIMIT_S, check=False,
-                              env={**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(REPOSITORY)})
+        done = subprocess.run(self.command(folder / "alone"), capture_output=True, text=True, timeout=LIMIT_S,
+                              check=False, env={**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(REPOSITORY)})
         assert done.returncode == 0, done.stderr
         self.digest = json.loads(done.stdout)["weights_sha256"]
 
@@ -277,8 +278,8 @@ def test_words_arrive_as_they_are(site: Site) -> None:
     assert json.loads((job / "log/rank-0.out").read_text()) == [list(words), HOSTILE]
     assert (job / "log/launch.log").exists()
     number = json.loads((job / "submitted.json").read_text())["slurm_job"]
-    assert site.slurm.ask("squeue", "--noheader", "--states=all", f"--jobs={number}", "--format=%j|%k").rstrip("\n") == (
-        f"{HOSTILE}|{HOSTILE}")
+    known = site.slurm.ask("squeue", "--noheader", "--states=all", f"--jobs={number}", "--format=%j|%k")
+    assert known == f"{HOSTILE}|{HOSTILE}\n"
     assert not list(site.folder.rglob("hacked"))
     _, err = site.ask("submit", cluster, "--job", site.folder / "a\nb", "--", "true", code=2)
     assert "line break" in err

@@ -58,7 +58,7 @@ MinJobAge={min_job_age_s}
 MaxArraySize=1001
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-NodeName={computing} NodeAddr={addresses} CPUs={cpus} Boards=1 SocketsPerBoard=1 CoresPerSocket={cpus} {rest}
+NodeName={computing} NodeAddr={addresses} CPUs={cpus} CoresPerSocket={cpus} RealMemory=1000 State=UNKNOWN
 PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime={grace_s}
 PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
@@ -133,11 +133,9 @@ class Slurm:
         """Command lines of what runs on computing nodes beside Slurm's daemons."""
         found = []
         for name in self.computing:
-            pids = subprocess.run(["ip", "netns", "pids", f"{self.nodes.prefix}-{name}"], capture_output=True, text=True,
-                                  check=False).stdout.split()
-            for pid in set(pids) - {str(self._daemons[name].pid)}:
+            for pid in set(self.nodes.pids(name)) - {self._daemons[name].pid}:
                 with contextlib.suppress(OSError):
-                    if words := Path("/proc", pid, "cmdline").read_bytes().replace(b"\0", b" ").decode():
+                    if words := Path("/proc", str(pid), "cmdline").read_bytes().replace(b"\0", b" ").decode():
                         found.append(f"{name}: {pid} {words}")
         return found
 
@@ -151,8 +149,7 @@ class Slurm:
         network = self.nodes.address(self.head).rpartition(".")[0]
         (self.folder / "slurm.conf").write_text(CONFIGURATION.format(
             head=self.head, head_address=self.nodes.address(self.head), folder=self.folder, cpus=os.cpu_count(),
-            computing=f"node[1-{count}]", addresses=f"{network}.[1-{count}]",
-            rest="ThreadsPerCore=1 RealMemory=1000 State=UNKNOWN", **self._settings))
+            computing=f"node[1-{count}]", addresses=f"{network}.[1-{count}]", **self._settings))
         # In a namespace /sys/fs/cgroup is empty: without the plugin's name slurmd looks there, and ends.
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n")
         for name in self.computing:
