@@ -80,9 +80,11 @@ class Node(Section):
     """What one machine is. With it a login node can plan for others, and the doctor compares."""
 
     sockets: Count = 1
+    """Processors."""
     numa_per_socket: Count = 1
     """NUMA nodes of a socket; more than 1 with sub-NUMA clustering."""
     cores_per_socket: Count
+    """Physical cores of a socket."""
     threads_per_core: Count = 1
     """Hardware threads of a core."""
 
@@ -113,9 +115,13 @@ class Slurm(Section):
     """What concerns ``launcher: slurm`` alone."""
 
     partition: Word | None = None
+    """As for sbatch; so are the next three."""
     account: Word | None = None
+    """Who pays."""
     qos: Word | None = None
+    """Quality of service."""
     constraint: Annotated[str, Field(pattern=r"^[A-Za-z0-9_&|*()\[\],.-]+$")] | None = None
+    """Features that nodes must have."""
     time: Annotated[str, Field(pattern=r"^(\d+-)?\d+(:\d\d){0,2}$")] | None = None
     """Limit of the whole job, as Slurm writes it: minutes, h:mm:ss or days-hh:mm:ss. In quotes."""
     exclusive: bool = True
