@@ -234,11 +234,14 @@ def _readable(fd: int) -> bool:
 @contextlib.contextmanager
 def _ending_with_us(allocation: str) -> Iterator[None]:
     """Give an allocation back at the end, even if this process is killed with -9."""
-    words = ["sh", "-c", 'cat >/dev/null; exec scancel "$0"', allocation]
-    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    read, write = os.pipe2(os.O_CLOEXEC)
     try:
+        # In the background of a shell, so that it is no child of this process, which ends all that it adopts.
+        subprocess.run(["sh", "-c", 'exec 3<&0; (read -r _ <&3 || exec scancel "$0") &', allocation], stdin=read,
+                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, check=True)
         yield
     finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        process.wait()
+        ask("scancel", allocation)
+        os.write(write, b"done\n")
+        os.close(write)
+        os.close(read)

@@ -77,7 +77,7 @@ def test_earlier_jobs(tmp_path: Path) -> None:
     assert earlier_jobs(["12", str(tmp_path)]) == ["12", "7_2"]
     (tmp_path / "submitted.json").write_text('{"launcher": "slurm", "slurm_job": "7 --uid=0"}')
     for wrong in (str(tmp_path), str(tmp_path / "none"), "12,13", "-1"):
-        with pytest.raises(Exception, match="[Nn]othing was"):
+        with pytest.raises(Exception, match=r"[Nn]othing was"):
             earlier_jobs([wrong])
 
 
