@@ -18,6 +18,9 @@ def missing() -> str | None:
     if importlib.util.find_spec(PACKAGE) is None:
         return (f"{PACKAGE} is not installed; install oneccl-bind-pt as built for torch "
                 f"{importlib.metadata.version('torch')}, or choose another backend")
+    if world.comm_cpus:
+        os.environ.setdefault("CCL_WORKER_COUNT", str(len(world.comm_cpus)))
+        os.environ.setdefault("CCL_WORKER_AFFINITY", ",".join(map(str, world.comm_cpus)))
     try:
         importlib.import_module(PACKAGE)
     except (ImportError, OSError) as error:
