@@ -85,6 +85,10 @@ def plan(
     made = _plan(cluster, command, nodes, ranks, override)
     if made.cluster.launcher != "local":
         made = replace(made, commands=_launcher(made.cluster.launcher).plan_commands(made))
+    if made.cluster.launcher == "slurm":
+        from launch.sbatch import plan_script
+
+        made = replace(made, script=plan_script(made, Path("JOB")))
     if as_json:
         import json
 

@@ -82,6 +82,12 @@ def script(cluster: Cluster, folder: Path, name: str, num_nodes: int, ranks_per_
     return "\n".join(lines)
 
 
+def plan_script(plan: Plan, folder: Path, array: str | None = None, after: Sequence[str] = ()) -> str:
+    """The sbatch text of a plan's job. Pure. Raises ConfigError."""
+    counts = plan.layout()[1]
+    return script(plan.cluster, folder, plan.cluster.name, len(counts), max(counts), array=array, after=after)
+
+
 def _kept(word: str) -> str:
     """A word as Slurm's reader of #SBATCH lines gives it back."""
     if not word.isprintable():
@@ -132,8 +138,7 @@ def submit(plan: Plan, folder: JobFolder, tasks: Sequence[int] = (), array: str 
 
     Raises ConfigError for what the script can not hold, MissingPartError without Slurm, WorldError if Slurm refuses.
     """
-    counts = plan.layout()[1]
-    text = script(plan.cluster, folder.path, plan.cluster.name, len(counts), max(counts), array=array, after=after)
+    text = plan_script(plan, folder.path, array, after)
     folders = {task: JobFolder(folder.path / f"task-{task}") for task in tasks}
     for task in folders.values():
         task.create(folder.job())
