@@ -24,10 +24,11 @@ pytestmark = pytest.mark.timeout(150)
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[Slurm]:
+    """Four nodes for the tests, and node5 for the job that meets its time limit."""
     if lack := why_not():
         assert os.environ.get("CI") != "true", lack
         pytest.skip(lack)
-    with Slurm(4) as made:
+    with Slurm(5) as made:
         yield made
 
 
@@ -68,7 +69,7 @@ class Site:
         self.until(lambda: self.queue(job) not in ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED"),
                    f"{job} ends")
         if empty:
-            self.until(lambda: not self.slurm.left(), "nothing is left")
+            self.until(lambda: not self.left(), "nothing is left")
         return self.queue(job)
 
     def queue(self, job: Path) -> str:
@@ -78,9 +79,16 @@ class Site:
     def until(self, condition: Callable[[], object], what: str) -> None:
         deadline = time.monotonic() + LIMIT_S
         while not condition():
-            assert time.monotonic() < deadline, "\n".join(
-                (f"never: {what}", self.words(), *self.slurm.jobs(), *self.slurm.left()))
+            assert time.monotonic() < deadline, "\n".join((f"never: {what}", self.words(), *self.jobs(), *self.left()))
             time.sleep(0.1)
+
+    def jobs(self) -> list[str]:
+        """Jobs in Slurm's queue, but for the one of node5."""
+        return [line for line in self.slurm.jobs() if not line.endswith(" timed")]
+
+    def left(self) -> list[str]:
+        """What runs on the nodes of the tests, beside Slurm itself."""
+        return [line for line in self.slurm.left() if not line.startswith("node5:")]
 
     def words(self) -> str:
         """What launchers and ranks said, for failures."""
@@ -88,12 +96,65 @@ class Site:
                          sorted(self.folder.glob("job*/**/log/*")) if path.stat().st_size)
 
 
+STUB = """\
+import os, signal, subprocess, sys, time
+from pathlib import Path
+place, total = Path(sys.argv[1]), int(sys.argv[2])
+file = place / f"rank-{os.environ['RANK']}"
+place.mkdir(exist_ok=True)
+asked = []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+step = int(file.read_text()) if file.exists() else 0
+subprocess.Popen(["setsid", "sleep", "1000"])  # somebody's helper, not ended by its parent
+print(f"from step {step}", flush=True)
+(place / f"begun-{os.environ['RANK']}").touch()
+while step < total and not asked:
+    if (place / "fail").exists() and os.environ["RANK"] == "0":
+        sys.exit(1)
+    time.sleep(0.1)
+    step += 1
+time.sleep(0.5)
+file.write_text(str(step))
+sys.exit(0 if step == total else 143)
+"""
+"""Counts to a number; on SIGTERM saves where it is, and goes on from there the next time."""
+
+
+class Stub:
+    def __init__(self, site: Site, keys: str = "", nodes: int = 1, total: int = 100000, more: str = "") -> None:
+        self.site = site
+        self.place = site.folder / f"place{time.monotonic_ns()}"
+        script = site.folder / "stub.py"
+        script.write_text(STUB)
+        self.words = ("--nodes", str(nodes), "--", sys.executable, script, self.place, str(total))
+        self.cluster = site.cluster(keys, more)
+        self._nodes = nodes
+
+    def submit(self) -> Path:
+        job = self.site.folder / f"job {time.monotonic_ns()}"
+        self.site.ask("submit", self.cluster, "--job", job, *self.words)
+        return job
+
+    def begun(self) -> None:
+        self.site.until(lambda: len(list(self.place.glob("begun-*"))) == self._nodes, "all ranks have begun")
+
+    def saved(self) -> list[int]:
+        return [int(file.read_text()) for file in self.place.glob("rank-*")]
+
+
 @pytest.fixture
 def site(slurm: Slurm, tmp_path: Path) -> Iterator[Site]:
     yield Site(slurm, tmp_path)
-    if slurm.jobs():  # after a failure
-        slurm.ask("scancel", "--user=root", "--full", "--signal=KILL")
-        slurm.ask("scancel", "--user=root")
+    for line in Site(slurm, tmp_path).jobs():  # after a failure
+        slurm.ask("scancel", line.split()[0])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def timed(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, Stub, Path]:
+    """A job of 45 s that is told to save 10 to 40 s after each start, 50 s before its time limit."""
+    site = Site(slurm, tmp_path_factory.mktemp("timed"))
+    stub = Stub(site, "time: '1', stop_signal_s: 50, options: [--nodelist=node5]", total=450, more="name: timed")
+    return site, stub, stub.submit()
 
 
 class Training:
@@ -148,7 +209,8 @@ def test_preempted_and_requeued_then_a_node_dies(site: Site, training: Training)
     job = site.submit(site.cluster("spares: 1"), *training.command(run), options=("--nodes", "3"))
     log = job / "log/launch.log"
     under_way(site, run, 5)
-    site.slurm.ask("sbatch", "--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    site.slurm.ask("sbatch", "--partition=high", "--nodelist=node[1-4]", "--exclusive", "--output=/dev/null",
+                   "--wrap=sleep 1")
     site.until(lambda: "preempted: requeued" in log.read_text(), "requeued")
     saved = len(steps(run))
     assert len(set(steps(run))) == saved < STEPS
@@ -159,54 +221,6 @@ def test_preempted_and_requeued_then_a_node_dies(site: Site, training: Training)
     site.slurm.revive("node2")
     assert site.ended(job) == "COMPLETED", site.words()
     assert result(job)["weights_sha256"] == training.digest
-
-
-STUB = """\
-import os, signal, subprocess, sys, time
-from pathlib import Path
-place, total = Path(sys.argv[1]), int(sys.argv[2])
-file = place / f"rank-{os.environ['RANK']}"
-place.mkdir(exist_ok=True)
-asked = []
-signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
-step = int(file.read_text()) if file.exists() else 0
-subprocess.Popen(["setsid", "sleep", "1000"])  # somebody's helper, not ended by its parent
-print(f"from step {step}", flush=True)
-(place / f"begun-{os.environ['RANK']}").touch()
-while step < total and not asked:
-    time.sleep(0.1)
-    step += 1
-time.sleep(0.5)
-file.write_text(str(step))
-sys.exit(0 if step == total else 143)
-"""
-"""Counts to a number; on SIGTERM saves where it is, and goes on from there the next time."""
-
-
-class Stub:
-    def __init__(self, site: Site, keys: str = "", nodes: int = 1, total: int = 100000, more: str = "") -> None:
-        self.site = site
-        self.place = site.folder / f"place{time.monotonic_ns()}"
-        script = site.folder / "stub.py"
-        script.write_text(STUB)
-        self.words = ("--nodes", str(nodes), "--", sys.executable, script, self.place, str(total))
-        self.cluster = site.cluster(keys, more)
-        self._nodes = nodes
-
-    def submit(self) -> Path:
-        job = self.site.folder / f"job {time.monotonic_ns()}"
-        self.site.ask("submit", self.cluster, "--job", job, *self.words)
-        return job
-
-    def begun(self) -> None:
-        self.site.until(lambda: len(list(self.place.glob("begun-*"))) == self._nodes, "all ranks have begun")
-
-    def again(self) -> None:
-        for file in self.place.glob("begun-*"):
-            file.unlink()
-
-    def saved(self) -> list[int]:
-        return [int(file.read_text()) for file in self.place.glob("rank-*")]
 
 
 def test_cancel_lets_ranks_save(site: Site) -> None:
@@ -224,29 +238,26 @@ def test_cancel_lets_ranks_save(site: Site) -> None:
     assert site.ended(waiting) == "CANCELLED"
 
 
-def test_node_failures_and_the_time_limit_requeue(site: Site) -> None:
-    limited = Stub(site, "time: '1', stop_signal_s: 50", total=500)
-    timed = limited.submit()
-    limited.begun()  # on node1
-    batch, other = Stub(site, total=60), Stub(site, nodes=2, total=60)
+def test_dead_nodes_without_spares_requeue(site: Site) -> None:
+    batch, other = Stub(site, total=60), Stub(site, "spares: 1", nodes=2, total=60)
     its_host = batch.submit()
-    batch.begun()  # on node2
+    batch.begun()  # on node1
     another = other.submit()
-    other.begun()  # on node3 and node4
-    for stub in (batch, other):
-        stub.again()
-    site.slurm.nodes.kill("node2")
-    site.slurm.nodes.kill("node4")
+    other.begun()  # on node2 and node3; node4 is the spare
+    dead = {"node1", "node3", "node4"}
+    for name in dead:
+        site.slurm.nodes.kill(name)
+    (other.place / "fail").touch()  # rank 0, of node2, notices
     site.until(lambda: "no spare node is left: requeued" in (another / "log/launch.log").read_text(), "requeued")
-    site.until(lambda: "node2" not in site.slurm.ask("squeue", "--noheader", "--format=%N"), "Slurm notices")
-    site.slurm.revive("node2")
-    site.slurm.revive("node4")
-    for job in (its_host, another, timed):
-        assert site.ended(job, empty=job is timed) == "COMPLETED", site.words()
-        assert site.status(job)["attempt"] == 2
-    assert sorted(batch.saved() + other.saved() + limited.saved()) == [60, 60, 60, 500]
-    assert "the time limit is near: requeued" in (timed / "log/launch.log").read_text()
-    assert "from step 0\nfrom step " in (timed / "log/rank-0.out").read_text()
+    (other.place / "fail").unlink()
+    down = ("sinfo", "--noheader", "--Node", "--partition=debug", "--states=down", "--format=%n")
+    site.until(lambda: dead == set(site.slurm.ask(*down).split()), "Slurm notices")
+    for name in dead:
+        site.slurm.revive(name)
+    for job in (its_host, another):
+        assert site.ended(job, empty=job is another) == "COMPLETED", site.words()
+        assert site.status(job)["attempt"] == 2, site.words()
+    assert batch.saved() + other.saved() == [60, 60, 60]
 
 
 def test_arrays_dependencies_and_a_job_that_slurm_forgot(site: Site) -> None:
@@ -298,7 +309,7 @@ def test_run_waits_shows_rank_0_and_fails_as_the_first_rank(site: Site) -> None:
     out, err = process.communicate(timeout=LIMIT_S)
     assert (process.returncode, out) == (3, "0 \n"), err
     assert "rank 1 failed first: it ended with exit code 3" in err
-    site.until(lambda: not site.slurm.left() and not site.slurm.jobs(), "nothing is left")
+    site.until(lambda: not site.left() and not site.jobs(), "nothing is left")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
@@ -311,4 +322,14 @@ def test_a_stopped_run_leaves_nothing(site: Site, number: signal.Signals) -> Non
     if number == signal.SIGINT:
         assert process.returncode == 130
         assert len(stub.saved()) == 3
-    site.until(lambda: not site.slurm.left() and not site.slurm.jobs(), "nothing is left")
+    site.until(lambda: not site.left() and not site.jobs(), "nothing is left")
+
+
+def test_the_time_limit_requeues(timed: tuple[Site, Stub, Path]) -> None:
+    site, stub, job = timed
+    assert site.ended(job) == "COMPLETED", site.words()
+    assert stub.saved() == [450]
+    assert "the time limit is near: requeued" in (job / "log/launch.log").read_text()
+    first, second, *_ = (job / "log/rank-0.out").read_text().splitlines()
+    assert first == "from step 0"
+    assert second > "from step 0"

@@ -121,8 +121,8 @@ class Slurm:
         return out
 
     def jobs(self) -> list[str]:
-        """The controller's queue, a line a job: number, state, reason."""
-        return self.ask("squeue", "--noheader", "--format=%i %T %r").splitlines()
+        """The controller's queue, a line a job: number, state, reason, name."""
+        return self.ask("squeue", "--noheader", "--format=%i %T %r %j").splitlines()
 
     def revive(self, name: str) -> None:
         """Start the daemon of a node that was killed."""
