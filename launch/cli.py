@@ -39,6 +39,11 @@ Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until the jo
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
+Array = Annotated[str | None, typer.Option(
+    metavar="NUMBERS", help="Slurm: one task for each, such as 0-9%2; ranks see SLURM_ARRAY_TASK_ID.")]
+After = Annotated[list[str] | None, typer.Option(metavar="JOB", help="Slurm: start when this job has succeeded.")]
+
+
 @app.callback()
 def _verbs() -> None:
     pass
@@ -80,6 +85,10 @@ def plan(
     made = _plan(cluster, command, nodes, ranks, override)
     if made.cluster.launcher != "local":
         made = replace(made, commands=_launcher(made.cluster.launcher).plan_commands(made))
+    if made.cluster.launcher == "slurm":
+        from launch.sbatch import plan_script
+
+        made = replace(made, script=plan_script(made, Path("JOB")))
     if as_json:
         import json
 
@@ -99,12 +108,14 @@ def submit(
     ranks: Ranks = None,
     override: Set = None,
     job: Job = None,
+    array: Array = None,
+    after: After = None,
     as_json: AsJson = False,
 ) -> int:
     """Hand COMMAND to Slurm, or run it in the background by mpirun or on this machine; prints the job's folder."""
     from launch.jobs import submit_plan
 
-    return submit_plan(_plan(cluster, command, nodes, ranks, override), job, as_json)
+    return submit_plan(_plan(cluster, command, nodes, ranks, override), job, as_json, array, after or ())
 
 
 @app.command()

@@ -15,11 +15,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distrib.entry import put
-from distrib.errors import WorldError, printable
+from distrib.errors import ConfigError, WorldError, printable
 from launch.job import JobFolder
 
 if TYPE_CHECKING:
@@ -38,14 +39,18 @@ def create_job(plan: Plan, path: Path | None, *, attached: bool) -> JobFolder:
     return folder
 
 
-def submit_plan(plan: Plan, path: Path | None, as_json: bool) -> int:
-    """Submit a plan and print its job folder on stdout."""
-    if plan.cluster.launcher == "slurm":
-        from launch.slurm import submit
-    else:
-        submit = _submit_here
+def submit_plan(plan: Plan, path: Path | None, as_json: bool, array: str | None = None,
+                after: Sequence[str] = ()) -> int:
+    """Submit a plan and print its job folder on stdout. Raises ConfigError, WorldError."""
+    from launch.sbatch import array_tasks, earlier_jobs, submit
+
+    slurm = plan.cluster.launcher == "slurm"
+    if not slurm and (array or after):
+        raise ConfigError(f"--array and --after are Slurm's; the cluster file says launcher: {plan.cluster.launcher}",
+                          "nothing was submitted", "leave them out")
+    tasks, earlier = array_tasks(array) if array else [], earlier_jobs(after)
     folder = create_job(plan, path, attached=False)
-    record = submit(plan, folder)
+    record = submit(plan, folder, tasks, array, earlier) if slurm else _submit_here(plan, folder)
     folder.write(folder.submitted, record)
     put(json.dumps({"job": str(folder.path), **record}) if as_json else str(folder.path))
     return 0
@@ -99,7 +104,7 @@ def job_state(folder: JobFolder) -> dict[str, Any]:
     if record is None:
         return {"state": "started by hand", "running": True}
     if record["launcher"] == "slurm":
-        from launch.slurm import state
+        from launch.sbatch import state
 
         return state(folder, record)
     if record["host"] != socket.gethostname():
@@ -116,9 +121,9 @@ def cancel_job(path: Path) -> int:
         raise WorldError(f"{folder.path} was not submitted", "nothing was cancelled",
                          "end it where `launch run` runs, with Ctrl-C")
     if record["launcher"] == "slurm":
-        from launch.slurm import cancel
+        from launch.sbatch import cancel
 
-        cancel(folder, record)
+        cancel(record)
     elif record["host"] != socket.gethostname():
         raise WorldError(f"the job runs below a process of {record['host']}", "nothing was cancelled",
                          f"cancel it on {record['host']}")

@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -256,7 +256,7 @@ class _Watch:
 
 
 @contextlib.contextmanager
-def signal_inbox() -> Iterator[int]:
+def signal_inbox(stops: Sequence[signal.Signals] = STOPS) -> Iterator[int]:
     """A file descriptor from which the numbers of arriving signals are read, a byte each."""
     def ignore(number: int, frame: FrameType | None) -> None:
         """Only wakes the selector."""
@@ -264,7 +264,7 @@ def signal_inbox() -> Iterator[int]:
     read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     before = {}
     wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    for number in (*STOPS, signal.SIGCHLD):
+    for number in (*stops, signal.SIGCHLD):
         # What the shell has us ignore (nohup, a job in the background) stays ignored.
         if number == signal.SIGCHLD or signal.getsignal(number) != signal.SIG_IGN:
             before[number] = signal.signal(number, ignore)

@@ -50,6 +50,8 @@ class Plan:
     notes: tuple[str, ...]
     commands: tuple[tuple[str, ...], ...] = field(default=())
     """What a remote launcher will execute, its job folder's name left open."""
+    script: str = ""
+    """What sbatch would get, the same way."""
 
     def with_port(self, port: int) -> Plan:
         """The plan with the port where ranks meet."""
@@ -80,6 +82,7 @@ class Plan:
             "cluster": self.cluster.model_dump(mode="json"),
             "command": list(self.command),
             "commands": [list(words) for words in self.commands],
+            "script": self.script,
             "allocator": self.allocator.name,
             "library": str(self.allocator.library) if self.allocator.library else None,
             "removed": list(self.removed),

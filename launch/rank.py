@@ -1,6 +1,6 @@
 """The small program that becomes a rank: it pins itself, ties its life to the launcher's, and execs the command.
 
-    python -I -S rank.py [--cpus=0-3] [--memory-node=0] [--parent=PID] -- PROGRAM ARGUMENT...
+    python -I -S rank.py [--cpus=0-3] [--memory-node=0] [--parent=PID] [--ignore=SIGNAL] -- PROGRAM ARGUMENT...
 
 It runs once for each rank before every start, so it imports nothing but what it needs of the standard library.
 """
@@ -27,6 +27,8 @@ def main(words: list[str]) -> NoReturn:
     split = words.index("--")
     options = dict(word.removeprefix("--").split("=", 1) for word in words[:split])
     command = words[split + 1:]
+    if "ignore" in options:
+        signal.signal(int(options["ignore"]), signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a supervisor blocks some
     if "parent" in options:
         _end_with(int(options["parent"]))

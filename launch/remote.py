@@ -22,11 +22,14 @@ from typing import BinaryIO
 
 from distrib.errors import DistribError, WorldError
 from launch.job import JobFolder, RankReport, Start, read_tail
-from launch.local import REPEAT_S, SETTLE_S, STOPS, UNKILLABLE_S, guard_process, say, signal_inbox
+from launch.local import REPEAT_S, SETTLE_S, UNKILLABLE_S, guard_process, say, signal_inbox
+from launch.local import STOPS as LOCAL_STOPS
 from launch.output import TAIL_LINES
 from launch.processes import end_adopted, signal_group
 from launch.report import Ending, first_failure, signal_name, tell_failure, tell_stop
 
+STOPS = (*LOCAL_STOPS, signal.SIGUSR1)
+"""Slurm's warning before the time limit is SIGUSR1."""
 LOOK_S = 0.25
 """How often the job's folder is looked at."""
 LATE_S = 5.0
@@ -65,7 +68,7 @@ def meeting_port() -> int:
 def run_attempt(folder: JobFolder, number: int, starter: Starter, *, start_s: float, grace_s: float,
                 stop_grace_s: float, all_output: bool = False) -> Outcome:
     """Run one attempt of a job to its end. Raises WorldError if the starter can not be started."""
-    with signal_inbox() as inbox, guard_process() as guard:
+    with signal_inbox(STOPS) as inbox, guard_process() as guard:
         watch = _Watch(folder, number, starter, inbox, start_s, grace_s, stop_grace_s, all_output)
         try:
             watch.start(guard)

@@ -40,6 +40,8 @@ def show_plan(plan: Plan) -> None:
     console.print(environment)
     for words in plan.commands:
         console.print(Text(f"executes: {shlex.join(words)}"))
+    if plan.script:
+        console.print(Text(f"`launch submit` gives to sbatch:\n\n{plan.script}"))
     for warning in plan.warnings:
         console.print(Text(f"warning: {warning}"))
     for note in plan.notes:

@@ -98,6 +98,8 @@ class _Rank:
     def _spawn(self, rank: int, where: Place, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         words = [sys.executable, "-I", "-S", str(Path(__file__).with_name("rank.py")),
                  f"--cpus={format_list(where.cpus)}", f"--parent={os.getpid()}"]
+        if self._job.launcher == "slurm":  # srun passes it to all processes of the step; it is for the supervisor
+            words.append(f"--ignore={int(signal.SIGUSR1)}")
         if where.memory_node is not None:
             words.append(f"--memory-node={where.memory_node}")
         with ExitStack() as stack:
