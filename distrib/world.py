@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ class World:
     """Number of this start, where the launcher counts restarts."""
     launcher: str = ""
     """Who started this rank, by name; nobody if empty."""
+    comm_cpus: tuple[int, ...] = ()
+    """Hardware threads that `launch` set aside for threads that communicate."""
 
     @property
     def is_first(self) -> bool:
@@ -82,6 +85,7 @@ def read_world(environment: Mapping[str, str] = os.environ) -> World:
             environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
             environment.get("TORCHELASTIC_RESTART_COUNT", "0"),
             launcher,
+            _cpus(environment),
         )
     return World(host=host)
 
@@ -94,6 +98,16 @@ def _meeting_place(environment: Mapping[str, str]) -> tuple[str, int]:
         raise WorldError(f"MASTER_ADDR={environment['MASTER_ADDR']!r} MASTER_PORT={port} is no address",
                          "the ranks can not find each other", "start them with `launch run`, or correct both")
     return environment["MASTER_ADDR"], port
+
+
+def _cpus(environment: Mapping[str, str]) -> tuple[int, ...]:
+    """The kernel's list of numbers in LAUNCH_COMM_CPUS, such as 26-27."""
+    text = environment.get("LAUNCH_COMM_CPUS", "")
+    if not re.fullmatch(r"(\d+(-\d+)?(,\d+(-\d+)?)*)?", text):
+        raise WorldError(f"LAUNCH_COMM_CPUS={text!r} is no list of CPUs", "nothing was started",
+                         "leave it to `launch`, or unset it")
+    bounds = [(int(first), int(last or first)) for first, _, last in (part.partition("-") for part in text.split(",") if part)]
+    return tuple(cpu for first, last in bounds for cpu in range(first, last + 1))
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:

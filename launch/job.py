@@ -191,6 +191,10 @@ class JobFolder:
                 found.append(Ending(rank, report.code, wrote_at or report.ended, report.unasked, error))
         return found
 
+    def submitted_record(self) -> dict[str, Any] | None:
+        """What `launch submit` wrote; None if the job was not submitted."""
+        return self.read(self.submitted) if self.submitted.exists() else None
+
     @staticmethod
     def write(path: Path, values: Mapping[str, Any]) -> None:
         """Replace a JSON file as a whole, flushed to the disk; readable by its owner alone."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from distrib.entry import put
 from distrib.errors import WorldError, printable
-from launch.job import JobFolder, Start
+from launch.job import JobFolder
 
 if TYPE_CHECKING:
     from launch.plan import Plan
@@ -57,3 +57,119 @@ def _submit_here(plan: Plan, folder: JobFolder) -> dict[str, Any]:
                                    stdout=log, stderr=log, start_new_session=True)
     return {"launcher": plan.cluster.launcher, "pid": process.pid, "host": socket.gethostname(),
             "started": _start_time(process.pid)}
+
+
+def show_status(path: Path, as_json: bool) -> int:
+    """Print how a job is doing; exit code 0 while it waits or runs and after success, else the job's."""
+    folder = JobFolder(path.absolute())
+    document = describe_job(folder)
+    if as_json:
+        put(json.dumps(document, indent=2))
+    else:
+        from launch.show import show_job
+
+        show_job(document)
+    return 0
+
+
+def describe_job(folder: JobFolder) -> dict[str, Any]:
+    """A job as plain values: state, attempt, and each rank's host, cores and ending."""
+    job, number = folder.job(), folder.last_attempt()
+    state = job_state(folder)
+    ranks = []
+    if number:
+        start, reports = folder.start(number), folder.reports(number)
+        endings = {ending.rank: ending for ending in folder.endings(number, reports)}
+        for rank in range(start.size):
+            report, ending = reports.get(rank), endings.get(rank)
+            ranks.append({
+                "rank": rank, "host": report.host if report else start.hosts[start.node_of(rank)],
+                "cpus": report.cpus if report else None, "memory_node": report.memory_node if report else None,
+                "state": "ended" if ending else "running" if report and state["running"] else
+                         "lost" if report else "waiting" if state["running"] else "never started",
+                "code": ending.code if ending else None, "error": ending.error if ending else "",
+            })
+    return {"job": str(folder.path), "name": job.name, "launcher": job.launcher, "command": list(job.command),
+            "state": state["state"], "reason": state.get("reason", ""), "attempt": number, "ranks": ranks}
+
+
+def job_state(folder: JobFolder) -> dict[str, Any]:
+    """{"state": waiting | running | ended ..., "running": whether it may yet go on, "reason": why, if known}."""
+    record = folder.submitted_record()
+    if record is None:
+        return {"state": "started by hand", "running": True}
+    if record["launcher"] == "slurm":
+        from launch.slurm import state
+
+        return state(folder, record)
+    if record["host"] != socket.gethostname():
+        return {"state": f"submitted on {record['host']}, where alone its process can be seen", "running": True}
+    alive = _start_time(record["pid"]) == record["started"]
+    return {"state": "running" if alive else "ended", "running": alive}
+
+
+def cancel_job(path: Path) -> int:
+    """Ask a job to end."""
+    folder = JobFolder(path.absolute())
+    record = folder.submitted_record()
+    if record is None:
+        raise WorldError(f"{folder.path} was not submitted", "nothing was cancelled",
+                         "end it where `launch run` runs, with Ctrl-C")
+    if record["launcher"] == "slurm":
+        from launch.slurm import cancel
+
+        cancel(folder, record)
+    elif record["host"] != socket.gethostname():
+        raise WorldError(f"the job runs below a process of {record['host']}", "nothing was cancelled",
+                         f"cancel it on {record['host']}")
+    elif _start_time(record["pid"]) == record["started"]:
+        os.kill(record["pid"], signal.SIGTERM)
+    put(f"{folder.path}: asked to end")
+    return 0
+
+
+def show_logs(path: Path, rank: int | None, follow: bool) -> int:
+    """Print the output of one rank, or of all ranks and the launcher, each line with its origin."""
+    folder = JobFolder(path.absolute())
+    folder.job()
+    tails: dict[Path, _Tail] = {}
+    while True:
+        running = follow and job_state(folder)["running"]
+        for log in _wanted(folder, rank):
+            tails.setdefault(log, _Tail(log, "" if rank is not None else f"[{log.stem.replace('-', ' ')}] ")).pass_on()
+        if not running:
+            return 0
+        time.sleep(LOOK_S)
+
+
+def _wanted(folder: JobFolder, rank: int | None) -> list[Path]:
+    if rank is not None:
+        return [folder.output(rank, "out"), folder.output(rank, "err")]
+    return sorted(folder.logs.glob("*"), key=lambda log: (len(log.stem), log.name))
+
+
+class _Tail:
+    """A growing log; what is new of it goes to stdout, from stderr's log to stderr."""
+
+    def __init__(self, path: Path, prefix: str) -> None:
+        self._path, self._prefix, self._end = path, prefix, 0
+
+    def pass_on(self) -> None:
+        with contextlib.suppress(FileNotFoundError), self._path.open("rb") as file:
+            file.seek(self._end)
+            text = file.read()
+            self._end = file.tell()
+            stream = sys.stderr if self._path.suffix == ".err" else sys.stdout
+            for line in text.decode(errors="replace").splitlines():
+                print(self._prefix + "".join(c if c.isprintable() or c == "\t" else printable(c) for c in line),
+                      file=stream, flush=True)
+
+
+def _start_time(pid: int) -> str | None:
+    """When a process started, in the kernel's ticks; None if there is none. With the pid it names one process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    fields = stat[stat.rindex(")") + 2:].split()
+    return None if fields[0] == "Z" else fields[19]

@@ -22,11 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from distrib.documents import validate
 from distrib.errors import WorldError
+from launch.cluster import Cluster
+from launch.job import JobFolder
 from launch.output import Output
-from launch.plan import Plan, wrapped
+from launch.plan import Plan, build_plan, wrapped
 from launch.processes import adopt_orphans, adopted, signal_adopted, signal_group
 from launch.report import Ending, first_failure, signal_name, tell_failure, tell_stop
+from launch.topology import read_topology
 
 SETTLE_S = 3.0
 """After one rank failed, the others have so long to fail by themselves, with their own messages."""
@@ -70,6 +74,14 @@ def run_plan(plan: Plan, options: Options) -> int:
             return watch.until_end()
         finally:
             watch.kill_all()
+
+
+def run_job(folder: JobFolder) -> int:
+    """Run the submitted job of a folder to its end; the exit code."""
+    job = folder.job()
+    cluster = validate(Cluster, job.cluster, f"the job {folder.path}")
+    plan = build_plan(cluster, read_topology(), job.command, host=socket.gethostname(), num_ranks=sum(job.counts))
+    return run_plan(plan, Options(logs=folder.logs))
 
 
 def free_port() -> int:

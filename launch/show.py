@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -43,3 +44,18 @@ def show_plan(plan: Plan) -> None:
         console.print(Text(f"warning: {warning}"))
     for note in plan.notes:
         console.print(Text(f"note: {note}"))
+
+
+def show_job(document: dict[str, Any]) -> None:
+    """Print a job's state, as `launch.jobs.describe_job` gives it."""
+    console = Console(highlight=False, soft_wrap=True)
+    reason = f" ({document['reason']})" if document["reason"] else ""
+    console.print(Text(f"{document['name']}: {document['state']}{reason}, attempt {document['attempt']}"))
+    console.print(Text(f"command: {shlex.join(document['command'])}"))
+    if not document["ranks"]:
+        return
+    table = Table("rank", "host", "CPUs", "memory node", "state", "exit code", "error")
+    for rank in document["ranks"]:
+        table.add_row(*(Text("" if rank[key] is None else str(rank[key]))
+                        for key in ("rank", "host", "cpus", "memory_node", "state", "code", "error")))
+    console.print(table)

@@ -16,9 +16,11 @@
 #include <torch/csrc/distributed/c10d/Work.hpp>
 #include <oneapi/ccl.hpp>
 #include <sys/prctl.h>
+#include <algorithm>
 
 #include <atomic>
 #include <condition_variable>
+#include <cstring>
 #include <deque>
 #include <map>
 #include <mutex>
@@ -234,6 +236,12 @@ class Engine {
     return comm->broken;
   }
 
+  // Cores for the engine's thread alone; before the first collective.
+  void pin(const std::vector<int>& cpus) {
+    std::lock_guard l(mutex_);
+    cpus_ = cpus;
+  }
+
   void stop() {
     std::thread thread;
     {
@@ -246,8 +254,21 @@ class Engine {
   }
 
  private:
+  void pin_myself() {
+    std::lock_guard l(mutex_);
+    if (cpus_.empty()) return;
+    const int most = *std::max_element(cpus_.begin(), cpus_.end()) + 1;
+    cpu_set_t* set = CPU_ALLOC(most);
+    CPU_ZERO_S(CPU_ALLOC_SIZE(most), set);
+    for (int cpu : cpus_) CPU_SET_S(cpu, CPU_ALLOC_SIZE(most), set);
+    if (const int error = pthread_setaffinity_np(pthread_self(), CPU_ALLOC_SIZE(most), set))
+      fprintf(stderr, "oneccl: the communication thread can not run on its own cores: %s\n", strerror(error));
+    CPU_FREE(set);
+  }
+
   void run() {
     pthread_setname_np(pthread_self(), "oneccl");
+    pin_myself();
     prctl(PR_SET_TIMERSLACK, 1000UL);  // ns; by default the kernel adds 50 us to every pause
     Others others;
     std::deque<Job> jobs;
@@ -336,6 +357,7 @@ class Engine {
   std::deque<Job> submitted_;
   bool stopping_ = false;
   std::thread thread_;
+  std::vector<int> cpus_;
 };
 
 void nudge_engine() { Engine::get().nudge(); }
@@ -841,6 +863,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def("get", [](Peers& peers, const std::string& key) { return peers.get(key); },
            py::call_guard<py::gil_scoped_release>());
   m.def("create", &create, py::call_guard<py::gil_scoped_release>());
+  m.def("pin", [](const std::vector<int>& cpus) { Engine::get().pin(cpus); });
   m.def("stop", [] { Engine::get().stop(); }, py::call_guard<py::gil_scoped_release>());
   m.def("version", [] { return std::string(ccl::get_library_version().full); });
 }

@@ -82,6 +82,7 @@ def _create(store: Any, rank: int, size: int, timeout: datetime.timedelta) -> An
     peers = _extension().Peers(store, rank, size, timeout, address, f"rank {_world.rank} on {_world.host}", keeper)
     if not _is_settled:  # oneCCL reads its environment once
         _settle(_world, peers, rank, size, address)
+        _extension().pin(_world.comm_cpus)
         _is_settled = True
     return _extension().create(peers)
 

@@ -27,6 +27,15 @@ def why_not() -> str | None:
     return None if done.returncode == 0 else "this kernel makes no network namespaces"
 
 
+SSH = """\
+#!/bin/sh
+while :; do case "$1" in -[bcDEeFIiJLlmOopQRSWw]) shift 2;; -*) shift;; *) break;; esac; done
+node=${1#*@}; shift
+exec ip netns exec "PREFIX-$node" unshare --uts sh -c 'hostname "$0" && exec "$@"' "$node" \
+  env -i HOME=/root USER=root LOGNAME=root PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin sh -c "$*"
+"""
+
+
 class Nodes:
     """``count`` nodes named node1, node2, ... A context manager: leaving it ends what runs there, by pid."""
 
@@ -58,6 +67,16 @@ class Nodes:
                   'hostname "$0" && exec "$@"', name, *map(str, argv)]
         return subprocess.Popen(inside, env={**os.environ, **(environment or {})}, text=True, **options)
 
+    def ssh(self, folder: Path) -> dict[str, str]:
+        """Environment in which ``ssh NODE COMMAND`` runs a shell's command on a node, in a fresh login's environment.
+
+        ``folder`` takes the stand-in for ssh.
+        """
+        script = folder / "ssh"
+        script.write_text(SSH.replace("PREFIX", self.prefix))
+        script.chmod(0o755)
+        return {"PATH": f"{folder}:{os.environ['PATH']}"}
+
     def shape(self, name: str, rate: str | None) -> None:
         """Limit a node's link both ways, such as "100mbit"; None lifts the limit."""
         for space, device in ((self._space(name), "eth0"), (self._space("switch"), f"v{name}")):
@@ -73,14 +92,15 @@ class Nodes:
 
     def kill(self, name: str) -> None:
         """Kill everything that runs on a node, at once: its power fails."""
-        for pid in self._pids(name):
+        for pid in self.pids(name):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
     def _space(self, name: str) -> str:
         return f"{self.prefix}-{name}"
 
-    def _pids(self, name: str) -> list[int]:
+    def pids(self, name: str) -> list[int]:
+        """Everything that runs on a node."""
         done = subprocess.run(["ip", "netns", "pids", self._space(name)], capture_output=True, text=True, check=False)
         return [int(word) for word in done.stdout.split()]
 
@@ -104,7 +124,7 @@ class Nodes:
 
     def _remove(self) -> None:
         for number in (signal.SIGTERM, signal.SIGKILL):
-            pids = [pid for name in self.names for pid in self._pids(name)]
+            pids = [pid for name in self.names for pid in self.pids(name)]
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
