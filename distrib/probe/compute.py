@@ -21,11 +21,9 @@ LEAST_S = 0.004
 MAX_SIDE = 4096
 LEAST_SHARE = 0.05
 """With less of its cores than this, nothing can be said of their speed."""
-COPY_BYTES = 1 << 27
-"""Larger than the caches that two cores share, small enough for any node; more threads get more (see below)."""
-MAX_LEAST_SHARE = 0.05
-"""With less of its cores than this, nothing can be said of their speed."""
-COPY_BYTES = 1 << 31
+ARRAY_FLOATS = 1 << 24
+"""Three such arrays are larger than the caches that two cores share; more threads get more, up to the maximum."""
+MAX_ARRAY_FLOATS = 1 << 28
 
 
 class Window(NamedTuple):
@@ -85,7 +83,7 @@ def _product(dtype: torch.dtype) -> tuple[Callable[[], object], float]:
 
 def _triad(threads: int) -> tuple[Callable[[], object], float]:
     """a = b + s c over arrays that no cache holds, and the bytes read and written (STREAM's count)."""
-    count = min(MAX_COPY_BYTES, COPY_BYTES * max(1, threads // 2)) // 4 // 4
+    count = min(MAX_ARRAY_FLOATS, ARRAY_FLOATS * max(1, threads // 2))
     b, c, out = torch.ones(count), torch.ones(count), torch.ones(count)
     return lambda: torch.add(b, c, alpha=3.0, out=out), 3.0 * 4 * count
 
