@@ -1,6 +1,6 @@
 """Ranks placed by `launch` against ranks that nobody pins, and against each mpirun's default binding: images/s.
 
-    python benchmarks/placement.py [--ranks 2] [--rounds 5] [--steps 6] [--side 112] [--mpirun mpirun.openmpi,mpirun.mpich]
+    python benchmarks/placement.py [--ranks 2] [--rounds 5] [--steps 6] [--side 112] [--mpirun NAME,NAME]
 
 Every way starts the same DDP training of ResNet-18 (batch 32 a rank, over gloo) with nothing said about threads, as a
 user's script has it. The ways take turns, so that the machine's drift meets all of them.
@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from timing import note, ratio, show
 
@@ -39,7 +40,8 @@ def train(steps: int, side: int) -> None:
 
     world, batch = read_world(), 32
     dist.init_process_group("gloo", rank=world.rank, world_size=world.size)
-    model = DistributedDataParallel(build_model("resnet18", 10).to(memory_format=torch.channels_last))
+    module: Any = build_model("resnet18", 10)
+    model = DistributedDataParallel(module.to(memory_format=torch.channels_last))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     images_NCHW = torch.rand(batch, 3, side, side).to(memory_format=torch.channels_last)
     labels_N = torch.arange(batch) % 10
@@ -63,7 +65,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--side", type=int, default=112)
-    parser.add_argument("--mpirun", default="mpirun.openmpi,mpirun.mpich", help="those to compare with, where installed")
+    parser.add_argument("--mpirun", default="mpirun.openmpi,mpirun.mpich", help="where installed")
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank:
@@ -77,20 +79,21 @@ def main() -> None:
         return {**plain, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
 
     def by_launch(cluster: Path) -> str:
-        return subprocess.run([sys.executable, "-m", "launch", "run", cluster, "--ranks", ranks, "--", *rank], env=plain,
-                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True, cwd=ROOT).stdout
+        return subprocess.run([sys.executable, "-m", "launch", "run", cluster, "--ranks", ranks, "--", *rank],
+                              env=plain, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True,
+                              cwd=ROOT).stdout
 
     def unpinned() -> str:
         environment = meeting()
-        started = [subprocess.Popen(rank, env={**environment, "RANK": str(number), "WORLD_SIZE": ranks, "LOCAL_RANK":
-                                               str(number), "LOCAL_WORLD_SIZE": ranks}, stdout=subprocess.PIPE, text=True)
-                   for number in range(options.ranks)]
+        environment |= {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+        started = [subprocess.Popen(rank, env={**environment, "RANK": str(number), "LOCAL_RANK": str(number)},
+                                    stdout=subprocess.PIPE, text=True) for number in range(options.ranks)]
         return "".join(process.communicate()[0] for process in started)
 
     def by_mpirun(program: str) -> str:
         as_root = ["--allow-run-as-root"] if "openmpi" in program and os.geteuid() == 0 else []
-        return subprocess.run([program, *as_root, "-np", ranks, *rank], env=meeting(), stdout=subprocess.PIPE, text=True,
-                              check=True).stdout
+        return subprocess.run([program, *as_root, "-np", ranks, *rank], env=meeting(), stdout=subprocess.PIPE,
+                              text=True, check=True).stdout
 
     with tempfile.TemporaryDirectory() as folder:
         cluster = Path(folder, "cluster.yaml")
@@ -112,7 +115,8 @@ def main() -> None:
     show("| ranks started by | threads of a rank | images/s | launch's images/s over these |\n|---|---|---|---|")
     for name, rates in taken.items():
         middle, least, most = ratio(taken["launch"], rates)
-        show(f"| {name} | {threads[name]} | {statistics.median(rates):.1f} | {middle:.2f} ({least:.2f} to {most:.2f}) |")
+        show(f"| {name} | {threads[name]} | {statistics.median(rates):.1f} | "
+             f"{middle:.2f} ({least:.2f} to {most:.2f}) |")
 
 
 if __name__ == "__main__":

@@ -106,8 +106,8 @@ def _cpus(environment: Mapping[str, str]) -> tuple[int, ...]:
     if not re.fullmatch(r"(\d+(-\d+)?(,\d+(-\d+)?)*)?", text):
         raise WorldError(f"LAUNCH_COMM_CPUS={text!r} is no list of CPUs", "nothing was started",
                          "leave it to `launch`, or unset it")
-    bounds = [(int(first), int(last or first)) for first, _, last in (part.partition("-") for part in text.split(",") if part)]
-    return tuple(cpu for first, last in bounds for cpu in range(first, last + 1))
+    bounds = [part.split("-") for part in text.split(",") if part]
+    return tuple(cpu for bound in bounds for cpu in range(int(bound[0]), int(bound[-1]) + 1))
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:

@@ -74,10 +74,7 @@ def plan(
     nodes: Nodes = None,
     ranks: Ranks = None,
     override: Set = None,
-    as_json: Job = Annotated[Path | None, typer.Option(
-    metavar="DIR", help="Folder of a job on other hosts, which all of them share. [default: a new one in launch-jobs]")]
-JobFolder = Annotated[Path, typer.Argument(metavar="JOB", help="A job's folder, as `launch submit` printed it.")]
-AsJson = False,
+    as_json: AsJson = False,
 ) -> int:
     """Show what `launch run` would start, where and with which environment; start nothing."""
     made = _plan(cluster, command, nodes, ranks, override)

@@ -102,7 +102,7 @@ class RankReport:
 
 
 class JobFolder:
-    """Paths, reading and writing. Errors: StorageError where the file system refuses, WorldError for foreign content."""
+    """Paths, reading and writing. StorageError: the file system refuses; WorldError: foreign content."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

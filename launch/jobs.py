@@ -53,8 +53,8 @@ def submit_plan(plan: Plan, path: Path | None, as_json: bool) -> int:
 
 def _submit_here(plan: Plan, folder: JobFolder) -> dict[str, Any]:
     with folder.launch_log.open("ab") as log:
-        process = subprocess.Popen([sys.executable, "-m", "launch", "batch", str(folder.path)], stdin=subprocess.DEVNULL,
-                                   stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen([sys.executable, "-m", "launch", "batch", str(folder.path)], stdout=log, stderr=log,
+                                   stdin=subprocess.DEVNULL, start_new_session=True)
     return {"launcher": plan.cluster.launcher, "pid": process.pid, "host": socket.gethostname(),
             "started": _start_time(process.pid)}
 

@@ -69,7 +69,8 @@ def recognise(version: str) -> tuple[str, int]:
     """(flavour, main version) from what ``mpirun --version`` prints; ("", 0) for another program. Pure."""
     for flavour, pattern in (
         ("Open MPI", r"\(Open MPI\) v?(\d+)"), ("Open MPI", r"\(OpenRTE\) (\d+)"), ("Open MPI", r"PRRTE.*?(\d+)\."),
-        ("Intel MPI", r"Intel\(R\) MPI Library.*?Version (\d+)"), ("MPICH", r"HYDRA build details:[\s\S]*?Version:\s*(\d+)"),
+        ("Intel MPI", r"Intel\(R\) MPI Library.*?Version (\d+)"),
+        ("MPICH", r"HYDRA build details:[\s\S]*?Version:\s*(\d+)"),
     ):
         if found := re.search(pattern, version):
             return flavour, int(found[1])
@@ -87,7 +88,7 @@ def starter_argv(mpi: Mpi, hosts: Sequence[str], counts: Sequence[int], options:
                  "--map-by", "slot", "--bind-to", "none"]
     else:
         # One block of ranks for each host, in order, however many they are.
-        words = [mpi.program, "-hosts" if mpi.flavour == "Intel MPI" else "-hosts", listed, "-np", total]
+        words = [mpi.program, "-hosts", listed, "-np", total]
         words += ["-bind-to", "none"] if mpi.flavour == "MPICH" else ["-genv", "I_MPI_PIN", "0"]
     return [*words, *options, *supervisor]
 

@@ -67,8 +67,9 @@ class Plan:
         """What the ranks' supervisors are told."""
         cluster = self.cluster
         return Job(
-            cluster.name, cluster.launcher, self.command, os.getcwd(), travelling(environment), own_environment(cluster),
-            cluster.threads_per_rank, cluster.comm_cores, cluster.hyper_threads, cluster.allocator, cluster.interface,
+            cluster.name, cluster.launcher, self.command, os.getcwd(), travelling(environment),
+            own_environment(cluster), cluster.threads_per_rank, cluster.comm_cores, cluster.hyper_threads,
+            cluster.allocator, cluster.interface,
             cluster.stop_grace_s, attached, *self.layout(), cluster.model_dump(mode="json"),
         )
 
@@ -160,7 +161,8 @@ def _hosts(cluster: Cluster, num_nodes: int | None) -> list[tuple[str, int | Non
     wished = num_nodes or cluster.nodes
     if cluster.launcher == "slurm":
         return [(f"(node {number} of Slurm's)", None, cluster.node) for number in range(1, (wished or 1) + 1)]
-    known = [(name, group.ranks_per_node, group.node or cluster.node) for group in cluster.groups for name in group.hosts]
+    known = [(name, group.ranks_per_node, group.node or cluster.node)
+             for group in cluster.groups for name in group.hosts]
     if wished and wished > len(known):
         raise ConfigError(f"{wished} nodes are wished, but the cluster file has {len(known)} hosts",
                           "nothing was started", "lower --nodes, or add hosts")

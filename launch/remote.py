@@ -152,7 +152,8 @@ class _Watch:
             self._kill_at = float("inf")
         elif now >= self._end_at:
             if self._stop and (late := self._silent()):
-                say(f"{len(late)} of {self._plan.size} ranks did not end within {self._stop_grace_s:g} s and are killed")
+                say(f"{len(late)} of {self._plan.size} ranks did not end within {self._stop_grace_s:g} s "
+                    "and are killed")
             signal_group(self._pid(), signal.SIGTERM)
             self._end_at, self._kill_at = float("inf"), now + LATE_S
 

@@ -9,7 +9,7 @@ import sys
 # -I and -S: nothing of the user's Python environment can break it. So the package's own folder is not on the path.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from launch.supervise import main  # noqa: E402
+from launch.supervise import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from distrib.errors import DistribError, WorldError
 from launch.allocator import choose_allocator
@@ -97,14 +98,14 @@ class _Rank:
         if where.memory_node is not None:
             words.append(f"--memory-node={where.memory_node}")
         with ExitStack() as stack:
-            streams = {}
+            streams: dict[str, Any] = {}
             try:
                 if rank > 0 or not self._job.attached:
                     streams = {"stdin": subprocess.DEVNULL, **{
                         f"std{name}": stack.enter_context(self._folder.output(rank, name).open("ab"))
                         for name in ("out", "err")}}
                 return subprocess.Popen([*words, "--", *self._job.command], env=environment, cwd=self._job.cwd,
-                                        start_new_session=True, **streams)  # type: ignore[call-overload,no-any-return]
+                                        start_new_session=True, **streams)
             except OSError as error:
                 raise WorldError(f"the command could not be started in {self._job.cwd}: {error.strerror}",
                                  "the rank was not started", "check that this host sees that folder and the job's"
@@ -137,8 +138,8 @@ def find_seat(start: Start, environment: Mapping[str, str], host: str) -> Seat:
     try:
         found = locate(environment)
     except (ValueError, LookupError) as error:
-        raise WorldError(f"the environment of rank processes on {host} is damaged: {error}", "nothing was started there",
-                         "start the job with `launch run` or `launch submit`") from error
+        raise WorldError(f"the environment of rank processes on {host} is damaged: {error}",
+                         "nothing was started there", "start the job with `launch run` or `launch submit`") from error
     if found is None:
         raise WorldError(f"{host}: neither mpirun nor srun says which rank this is", "nothing was started there",
                          "start the job with `launch run` or `launch submit`")

@@ -1,7 +1,8 @@
-"""What this process may use of its machine: cores, hardware threads, NUMA nodes, and the limits set on it.
+"""What this process may use of its machine: cores, hardware threads, NUMA nodes, shared caches, and CPU limits.
 
 Read from the kernel's files below a root that tests replace. Files that a container hides are no error: a
-processor that tells nothing of itself counts as a core of its own, on node 0.
+processor that tells nothing of itself counts as a core of its own, on node 0. What placement does not need is in
+launch.machine: a rank's wrapper imports this module without site-packages, before every start.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from distrib.errors import WorldError
+from distrib.errors import ConfigError, WorldError
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Core:
     cpus: tuple[int, ...]
     socket: int
     node: int
+    cache: int = 0
+    """The first CPU of the machine that shares this core's last-level cache; 0 where that is not told."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Topology:
     """The part of a machine that this process may use."""
 
     cores: tuple[Core, ...]
-    """By NUMA node, then socket, then first CPU; at least one."""
+    """By NUMA node, then socket, then last-level cache, then first CPU; at least one."""
     memory_nearest: dict[int, int]
     """For each NUMA node of a core: the nearest node whose memory may be used, itself if it has any."""
     quota: float | None = None
@@ -85,22 +88,71 @@ def read_topology(root: Path = Path("/"), allowed: Iterable[int] | None = None) 
     system = root / "sys/devices/system"
     node_of = {cpu: node for node in _numbers(system / "node/online") for cpu in
                _numbers(system / f"node/node{node}/cpulist")}
+    # What one CPU tells of those that share something with it need not be read again for them.
+    siblings: dict[int, tuple[int, ...]] = {}
+    caches: dict[int, int] = {}
     cores: dict[tuple[int, ...], list[int]] = {}
+    level = ""
     for cpu in usable:
-        siblings = _numbers(system / f"cpu/cpu{cpu}/topology/thread_siblings_list") or (cpu,)
-        cores.setdefault(siblings, []).append(cpu)
+        folder = f"{system}/cpu/cpu{cpu}"
+        if cpu not in siblings:
+            mine = _numbers(f"{folder}/topology/thread_siblings_list") or (cpu,)
+            siblings |= dict.fromkeys((cpu, *mine), mine)
+        if cpu not in caches:
+            sharing = _numbers(f"{folder}/cache/{level}/shared_cpu_list") if level else ()
+            if not sharing:
+                level = _last_level(Path(folder) / "cache")
+                sharing = _numbers(f"{folder}/cache/{level}/shared_cpu_list") or (0,)
+            caches |= dict.fromkeys((cpu, *sharing) if cpu in sharing else (cpu,), sharing[0])
+        cores.setdefault(siblings[cpu], []).append(cpu)
     found = [
-        Core(tuple(cpus), max(0, _number(system / f"cpu/cpu{cpus[0]}/topology/physical_package_id")),
-             node_of.get(cpus[0], 0))
+        Core(tuple(cpus), max(0, _number(f"{system}/cpu/cpu{cpus[0]}/topology/physical_package_id")),
+             node_of.get(cpus[0], 0), caches[cpus[0]])
         for cpus in cores.values()
     ]
-    found.sort(key=lambda core: (core.node, core.socket, core.cpus))
+    found.sort(key=_order)
     quota = _read_quota(root)
     return Topology(
         tuple(found), _nearest_memory(root, {core.node for core in found}),
         quota if quota is not None and quota < len(usable) else None,
         len(_numbers(system / "cpu/online")) or len(usable),
     )
+
+
+def describe(sockets: int, numa_per_socket: int, cores_per_socket: int, threads_per_core: int,
+             caches_per_socket: int | None = None) -> Topology:
+    """The topology of a whole machine of that shape, numbered as Linux does on most: for planning elsewhere.
+
+    CPUs count through the cores of all sockets, then through their second threads. Cores that do not divide evenly
+    among NUMA nodes or last-level caches (one for each node by default) are spread. Raises ConfigError.
+    """
+    caches = caches_per_socket or numa_per_socket
+    if min(sockets, numa_per_socket, cores_per_socket, threads_per_core, caches) < 1:
+        raise ConfigError("a machine of less than one socket, NUMA node, core, thread or cache is none",
+                          "nothing was planned", "write numbers from 1 up")
+    if max(numa_per_socket, caches) > cores_per_socket:
+        raise ConfigError(f"a socket of {cores_per_socket} cores has not {max(numa_per_socket, caches)} NUMA nodes or "
+                          "caches", "nothing was planned", "check the numbers: each is for one socket")
+    total = sockets * cores_per_socket
+    cores = []
+    for number in range(total):
+        socket, mine = divmod(number, cores_per_socket)
+        first = -(-(mine * caches // cores_per_socket) * cores_per_socket // caches)  # of the cores with this cache
+        cores.append(Core(tuple(range(number, total * threads_per_core, total)), socket,
+                          socket * numa_per_socket + mine * numa_per_socket // cores_per_socket,
+                          socket * cores_per_socket + first))
+    return Topology(tuple(sorted(cores, key=_order)), {core.node: core.node for core in cores}, None,
+                    total * threads_per_core)
+
+
+def _order(core: Core) -> tuple[int, int, int, tuple[int, ...]]:
+    return core.node, core.socket, core.cache, core.cpus
+
+
+def _last_level(caches: Path) -> str:
+    """The folder name of the last-level cache among one CPU's ``caches``; empty if none is told."""
+    found = [(_number(index / "level"), index.name) for index in sorted(caches.glob("index*"))]
+    return max(found, default=(0, ""))[1]
 
 
 def _nearest_memory(root: Path, nodes: set[int]) -> dict[int, int]:
@@ -123,22 +175,25 @@ def _nearest_memory(root: Path, nodes: set[int]) -> dict[int, int]:
 
 def _read_quota(root: Path) -> float | None:
     """The tightest CPU quota among this process's control groups (version 2 or 1) and those above them."""
-    quotas: list[float] = []
+    return min((quota for group in control_groups(root, "cpu") for quota in _quota(group)), default=None)
+
+
+def control_groups(root: Path, controller: str) -> list[Path]:
+    """Folders, there or not, of the groups by which ``controller`` limits this process, and of those above them."""
+    groups: list[Path] = []
     for line in _text(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, group = rest.partition(":")
         if number == "0" and not controllers:
             mounts = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"]
-        elif "cpu" in controllers.split(","):
-            mounts = [root / "sys/fs/cgroup" / controllers, root / "sys/fs/cgroup/cpu"]
+        elif controller in controllers.split(","):
+            mounts = [root / "sys/fs/cgroup" / controllers, root / "sys/fs/cgroup" / controller]
         else:
             continue
         # In a container the path may be the host's, and only some tail of it be there, or none.
         parts = [part for part in group.split("/") if part not in ("", "..")]
-        for mount in mounts:
-            for depth in range(len(parts) + 1):
-                quotas += _quota(mount.joinpath(*parts[:depth]))
-    return min(quotas, default=None)
+        groups += [mount.joinpath(*parts[:depth]) for mount in mounts for depth in range(len(parts) + 1)]
+    return groups
 
 
 def _quota(group: Path) -> list[float]:
@@ -152,21 +207,22 @@ def _quota(group: Path) -> list[float]:
         return []
 
 
-def _text(path: Path) -> str:
+def _text(path: str | Path) -> str:
     try:
-        return path.read_text().strip()
+        with open(path) as file:
+            return file.read().strip()
     except OSError:
         return ""
 
 
-def _numbers(path: Path) -> tuple[int, ...]:
+def _numbers(path: str | Path) -> tuple[int, ...]:
     try:
         return parse_list(_text(path))
     except ValueError:
         return ()
 
 
-def _number(path: Path) -> int:
+def _number(path: str | Path) -> int:
     try:
         return int(_text(path))
     except ValueError:

@@ -23,7 +23,8 @@ FLAVOURS = {"Open MPI": "mpirun.openmpi", "MPICH": "mpirun.mpich"}
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
-    lack = why_not() or next((f"{name} is not installed" for name in FLAVOURS.values() if shutil.which(name) is None), None)
+    lack = why_not() or next((f"{name} is not installed" for name in FLAVOURS.values() if shutil.which(name) is None),
+                             None)
     if lack:
         assert os.environ.get("CI") != "true", lack
         pytest.skip(lack)
@@ -89,8 +90,9 @@ def test_what_ranks_get(cluster: Cluster) -> None:
     for rank, text in enumerate(logs):
         host, environment, arguments, cpus = json.loads(text)
         assert host == f"node{rank + 1}"
-        assert {"RANK": str(rank), "WORLD_SIZE": "3", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": str(rank),
-                "MASTER_ADDR": "node1", "MINE": '$(touch hacked) "'}.items() <= environment.items()
+        expected = {"RANK": str(rank), "WORLD_SIZE": "3", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
+                    "GROUP_RANK": str(rank), "MASTER_ADDR": "node1", "MINE": '$(touch hacked) "'}
+        assert expected.items() <= environment.items()
         assert environment["OMP_NUM_THREADS"] == str(len(cpus))
         assert arguments == list(words)
     assert not list(cluster.folder.rglob("hacked"))

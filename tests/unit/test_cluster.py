@@ -39,7 +39,7 @@ def test_keys_can_be_overridden(tmp_path: Path) -> None:
     ("ranks_per_node: 0", "ranks_per_node"),
     ("ranks_per_node: many", "ranks_per_node"),
     ("ranks_per_node: 1.5", "ranks_per_node"),
-    ("launcher: slurmm", "there is local"),
+    ("launcher: slurmm", "there is local, mpirun, slurm"),
     ("allocator: mimalloc", "allocator"),
     ("threads_per_rank: -1", "threads_per_rank"),
     ("grace_s: .inf", "grace_s"),
@@ -74,5 +74,5 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
 
 
 def test_launchers_are_modules_of_ours() -> None:
-    assert all(target.startswith("launch.") and ":" in target for target in LAUNCHERS.values())
+    assert all(module.startswith("launch.") for module in LAUNCHERS.values())
     assert "RANK" in OWN_NAMES

@@ -52,7 +52,7 @@ def test_each_says_its_rank_in_its_own_way() -> None:
 
 
 def test_what_travels() -> None:
-    stays = ["HOSTNAME", "SSH_AUTH_SOCK", "SLURM_JOB_ID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "TMPDIR", "DISPLAY", "PWD",
-             "OMP_PROC_BIND", "XDG_RUNTIME_DIR", "BASH_FUNC_module%%"]
+    stays = ["HOSTNAME", "SSH_AUTH_SOCK", "SLURM_JOB_ID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "TMPDIR", "DISPLAY",
+             "PWD", "OMP_PROC_BIND", "XDG_RUNTIME_DIR", "BASH_FUNC_module%%"]
     goes = ["PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "MY_TOKEN", "OMP_NUM_THREADS", "CCL_LOG_LEVEL", "HOME"]
     assert set(travelling(dict.fromkeys([*stays, *goes], "x"))) == set(goes)
