@@ -11,7 +11,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from distrib.documents import Section, validate
 from distrib.errors import DistribError
@@ -111,7 +111,7 @@ class Probe(_Facts):
     host: str = ""
     error: str | None = None
     finished: bool = False
-    versions: dict[str, str | None] = {}
+    versions: dict[str, str | None] = Field(default_factory=dict)
     own_name: tuple[str, ...] | None = None
     """Addresses that the node's own name means there."""
     addresses: tuple[str, ...] = ()
@@ -122,10 +122,10 @@ class Probe(_Facts):
     absent: tuple[int, ...] = ()
     unseen: tuple[int, ...] | None = None
     """Ranks whose file it did not see in the shared folder."""
-    resolved: dict[int, tuple[str, ...]] = {}
+    resolved: dict[int, tuple[str, ...]] = Field(default_factory=dict)
     """What the launcher's name of each other rank's host means there."""
     compute: Compute | None = None
-    links: dict[int, Link] = {}
+    links: dict[int, Link] = Field(default_factory=dict)
     all_reduce: AllReduce | None = None
     all_reduce_error: str | None = None
 

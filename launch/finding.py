@@ -67,17 +67,18 @@ class Case:
 def strangers(values: Mapping[str, Value]) -> tuple[Value | None, dict[Value, list[str]]]:
     """(what most hosts have, what others have instead: its hosts). Without a majority: (None, everything)."""
     counts = Counter(values.values())
-    (common, number), *_ = counts.most_common(1) or [(None, 0)]
-    if 2 * number <= len(values):
-        common = None
+    common = next((value for value, number in counts.items() if 2 * number > len(values)), None)
     found: dict[Value, list[str]] = {}
     for host, value in values.items():
-        if value != common or common is None:
+        if value != common:
             found.setdefault(value, []).append(host)
     return common, found if len(counts) > 1 else {}
 
 
-def blame(pairs: Iterable[tuple[str, str]], measured: Iterable[tuple[str, str]]) -> tuple[list[str], list[tuple[str, str]]]:
+Pair = tuple[str, str]
+
+
+def blame(pairs: Iterable[Pair], measured: Iterable[Pair]) -> tuple[list[str], list[Pair]]:
     """(hosts all of whose links are among the bad ``pairs``, bad pairs of other hosts).
 
     A host that has only one link is not blamed alone: it may be the other end's.

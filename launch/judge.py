@@ -40,9 +40,9 @@ def _probes(case: Case) -> list[Finding]:
     found = [Finding("probe", (host,), "its probe left no word",
                      "the host died, it has no such Python or folder, or mpirun's or Slurm's daemon there failed",
                      "see the log of that rank in the job's folder") for host in silent]
-    found += [Finding("probe", (host,), "its probe ended before its time", "it was killed, as the kernel does when memory "
-                      "runs out, or it hung", "see the log of that rank in the job's folder, and dmesg there")
-              for host in cut]
+    found += [Finding("probe", (host,), "its probe ended before its time",
+                      "it was killed, as the kernel does when memory runs out, or it hung",
+                      "see the log of that rank in the job's folder, and dmesg there") for host in cut]
     absent = {case.name(rank) for node in case.nodes if node.probe for rank in node.probe.absent}
     for host in sorted(absent & broken.keys()) or (() if found else broken):
         packages = broken[host].startswith("a package is missing")

@@ -10,8 +10,8 @@ from launch.facts import Link
 from launch.finding import Case, Finding, blame, listed
 
 CLOCK_S = 0.5
-"""NTP keeps clocks within some milliseconds. By half a second launch would tell the wrong rank to have failed first, and
-file servers would show files from the future."""
+"""NTP keeps clocks within some milliseconds. By half a second launch would tell the wrong rank to have failed first,
+and file servers would show files from the future."""
 SLOW_LINK = 0.5
 """Of the others' bandwidth: the ring of the all-reduce goes at the pace of its slowest link."""
 SLOW_NOMINAL = 0.3
@@ -33,7 +33,8 @@ def judge_network(case: Case, held: Mapping[str, float]) -> list[Finding]:
     found = [*_folder(case), *_clock(case), *_own_names(case), *_other_names(case)]
     links = [*_links(case, held), *_latency(case)]
     named = {host for finding in links if finding.fact.startswith("bandwidth") for host in finding.hosts}
-    found += [finding for finding in links if finding.fact.startswith("bandwidth") or not named.intersection(finding.hosts)]
+    found += [finding for finding in links
+              if finding.fact.startswith("bandwidth") or not named.intersection(finding.hosts)]
     if not links and not held:
         found += _all_reduce(case)
     return found
@@ -47,10 +48,10 @@ def _folder(case: Case) -> list[Finding]:
     guilty, pairs = blame(bad, ((a, b) for a in hosts for b in hosts if a < b))
     cause = "a folder of that name is there, but not the shared one: a local disk, or a mount that failed"
     remedy = "mount the file system there, or choose another folder with --job"
-    found = [Finding("folder", (host,), "the job's folder there is another one: files of the others are not in it", cause,
-                     remedy) for host in guilty]
-    return found + [Finding("folder", pair, "they do not see each other's files in the job's folder within 10 s", cause,
-                            remedy) for pair in pairs]
+    found = [Finding("folder", (host,), "the job's folder there is another one: files of the others are not in it",
+                     cause, remedy) for host in guilty]
+    return found + [Finding("folder", pair, "they do not see each other's files in the job's folder within 10 s",
+                            cause, remedy) for pair in pairs]
 
 
 def _links_of(case: Case) -> dict[tuple[str, str], Link]:
@@ -86,8 +87,9 @@ def _clock(case: Case) -> list[Finding]:
         words = ", ".join(f"{host} {offset - offsets[first]:+.2f} s" for host, offset in list(offsets.items())[:6])
         return [Finding("clock", tuple(offsets), f"clocks differ ({words})", cause, remedy)]
     true = statistics.median(offsets[host] for host in right)
-    return [Finding("clock", (host,), f"its clock is {abs(offset - true):.2f} s {'ahead' if offset > true else 'behind'}",
-                    cause, remedy) for host, offset in offsets.items() if host not in right]
+    return [Finding("clock", (host,),
+                    f"its clock is {abs(offset - true):.2f} s {'ahead' if offset > true else 'behind'}", cause, remedy)
+            for host, offset in offsets.items() if host not in right]
 
 
 def _own_names(case: Case) -> list[Finding]:
@@ -104,8 +106,9 @@ def _own_names(case: Case) -> list[Finding]:
                                  "its /etc/hosts, as an installer wrote it: others would be told to call themselves",
                                  remedy))
         elif probe.addresses and not {*probe.own_name} & {*probe.addresses}:
-            found.append(Finding("names", (host,), f"its own name {probe.host} means {listed(probe.own_name)}, which is "
-                                 "no address of it", "an old entry in /etc/hosts or at the name server", remedy))
+            found.append(Finding("names", (host,),
+                                 f"its own name {probe.host} means {listed(probe.own_name)}, which is no address of it",
+                                 "an old entry in /etc/hosts or at the name server", remedy))
     return found
 
 
@@ -128,8 +131,8 @@ def _other_names(case: Case) -> list[Finding]:
     for target, answers in wrong.items():
         if len(answers) > 1 and 2 * len(answers) > asked[target]:
             what = listed(sorted(set(answers.values())))
-            found.append(Finding("names", (target,), f"to {listed(list(answers))} its name means {what}, which it is not",
-                                 cause, remedy))
+            found.append(Finding("names", (target,),
+                                 f"to {listed(list(answers))} its name means {what}, which it is not", cause, remedy))
         else:
             for host, what in answers.items():
                 by_host.setdefault(host, []).append(f"{target} means {what}")
@@ -156,8 +159,9 @@ def _links(case: Case, held: Mapping[str, float]) -> list[Finding]:
         mine = [rate for (source, target), rate in rates.items()
                 if (where[0] in (source, target) if len(where) == 1 else {source, target} == {*where})]
         found.append(Finding(
-            "link", where, f"bandwidth {gbit(min(mine))} Gbit/s" + (f", the others' {gbit(usual)}" if len(pairs) > 1 else ""),
-            _why_slow(case, where), "look at the port's speed (ethtool), at its errors (ip -s link), cable and switch"))
+            "link", where,
+            f"bandwidth {gbit(min(mine))} Gbit/s" + (f", the others' {gbit(usual)}" if len(pairs) > 1 else ""), _why_slow(case, where),
+            "look at the port's speed (ethtool), at its errors (ip -s link), cable and switch"))
     if not found:
         found += _below_nominal(case, rates, held)
     return found
@@ -174,8 +178,8 @@ def _words(where: tuple[str, ...], broken: Mapping[tuple[str, str], str | None])
 
 def _usual(rates: Mapping[tuple[str, str], float]) -> float:
     """What a node reaches on its best link, half of them more: one slow node in three makes most links slow."""
-    hosts = {host for pair in rates for host in pair}
-    return statistics.median(max(rate for pair, rate in rates.items() if host in pair) for host in hosts) if hosts else 0.0
+    best = {host: max(rate for other, rate in rates.items() if host in other) for pair in rates for host in pair}
+    return statistics.median(best.values()) if best else 0.0
 
 
 def _slow_pairs(rates: Mapping[tuple[str, str], float], pairs: Iterable[tuple[str, str]],
@@ -245,8 +249,8 @@ def _all_reduce(case: Case) -> list[Finding]:
     sums = [probe.all_reduce for probe in case.probes.values() if probe.all_reduce]
     usual = _usual(bandwidths(case))
     if sums and 8 * sums[0].bandwidth < SLOW_SUM * usual:
-        return [Finding("all-reduce", hosts, f"{gbit(8 * sums[0].bandwidth)} Gbit/s with {sums[0].backend} where single "
-                        f"links have {gbit(usual)}",
+        return [Finding("all-reduce", hosts,
+                        f"{gbit(8 * sums[0].bandwidth)} Gbit/s with {sums[0].backend}; single links have {gbit(usual)}",
                         "the switch can not carry all nodes at once, or the ranks use another interface",
                         "write `interface` into the cluster file; place nodes on one switch")]
     return []

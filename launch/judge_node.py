@@ -159,7 +159,8 @@ def _speed(case: Case) -> list[Finding]:
             if part < SLOW_GEMM:
                 slow.append(f"{getattr(mine, kind):.3g} GFLOP/s in {kind}, {part:.0%} of the others'")
         if slow:
-            found.append(Finding("speed", (host,), "matrix products: " + "; ".join(slow), _why_slow(case, host, computes),
+            found.append(Finding("speed", (host,), "matrix products: " + "; ".join(slow),
+                                 _why_slow(case, host, computes),
                                  "compare frequency and temperature with the others' under load (turbostat)"))
         part = _part(mine, peers, "memory")
         if part < SLOW_MEMORY and not slow:
@@ -190,9 +191,9 @@ def _alike(case: Case, first: str, second: str) -> bool:
 def _why_slow(case: Case, host: str, computes: Mapping[str, Compute]) -> str:
     machine = case.machines.get(host)
     others = [case.machines[name].max_mhz for name in computes if name != host and name in case.machines]
-    known = [mhz for mhz in others if mhz is not None]
-    if machine is not None and machine.max_mhz is not None and known and machine.max_mhz < 0.95 * statistics.median(known):
-        return f"its highest frequency is {machine.max_mhz} MHz, the others' {statistics.median(known):.0f}"
+    usual = statistics.median([mhz for mhz in others if mhz is not None] or [0])
+    if machine is not None and machine.max_mhz is not None and machine.max_mhz < 0.95 * usual:
+        return f"its highest frequency is {machine.max_mhz} MHz, the others' {usual:.0f}"
     return "a lower frequency: heat, a power limit, or another firmware profile; or a neighbour on the same core"
 
 
@@ -204,12 +205,13 @@ def _memory(machines: Mapping[str, Machine]) -> list[Finding]:
         part = machine.free_bytes / machine.memory_bytes if machine.memory_bytes else 1.0
         if machine.free_bytes < MIN_FREE_BYTES or (others and part < LOW_FREE * statistics.median(others)):
             found.append(Finding(
-                "memory", (host,), f"{gigabytes(machine.free_bytes)} of {gigabytes(machine.memory_bytes)} memory are free"
+                "memory", (host,),
+                f"{gigabytes(machine.free_bytes)} of {gigabytes(machine.memory_bytes)} memory are free"
                 + (f" ({part:.0%}; the others have {statistics.median(others):.0%})" if others else ""),
                 "other processes, or files in /dev/shm that a killed job left", "look with top, and into /dev/shm"))
-    common, others = strangers({host: _rounded(machine.memory_bytes) for host, machine in machines.items()})
+    common, sizes = strangers({host: _rounded(machine.memory_bytes) for host, machine in machines.items()})
     if common is not None and len({machine.processor for machine in machines.values()}) == 1:
-        for size, hosts in others.items():
+        for size, hosts in sizes.items():
             if size < 0.9 * common:
                 found.append(Finding("memory", tuple(hosts), f"it has {size} GiB of memory, the others {common}",
                                      "a memory module failed or is missing", "compare dmidecode -t memory"))
@@ -226,13 +228,14 @@ def _rounded(size: int) -> int:
 def _disk(machines: Mapping[str, Machine]) -> list[Finding]:
     short = {host: machine.disk_bytes for host, machine in machines.items() if machine.disk_bytes < MIN_DISK_BYTES}
     return [Finding("disk", tuple(short), f"{gigabytes(min(short.values()))} are free in the shared folder",
-                    "it is full, or a quota is", "free some space, or choose another folder with --job")] if short else []
+                    "it is full, or a quota is", "free some space, or choose another folder with --job")
+            ] if short else []
 
 
 def _shm(machines: Mapping[str, Machine]) -> list[Finding]:
     short = {host: machine.shm_bytes or 0 for host, machine in machines.items()
              if machine.shm_bytes is None or machine.shm_bytes < MIN_SHM_BYTES}
-    return [Finding("shm", tuple(short), f"/dev/shm holds {gigabytes(min(short.values()))}",
+    return [Finding("shm", tuple(short), f"/dev/shm holds {gigabytes(min(short.values()))}",  # noqa: S108
                     "a container's default, or it is not mounted", "start the container with --shm-size=1g, or mount it"
                     )] if short else []
 
@@ -260,8 +263,8 @@ def notes(case: Case) -> list[str]:
     machines = case.machines
     kinds = {machine.processor for machine in machines.values()}
     if len(kinds) > 1:
-        said.append(f"there are {len(kinds)} kinds of processor ({listed(sorted(kinds), 3)}): the slowest sets the pace, "
-                    "and where a lane is computed decides its last bits")
+        said.append(f"there are {len(kinds)} kinds of processor ({listed(sorted(kinds), 3)}): the slowest sets the "
+                    "pace, and where a lane is computed decides its last bits")
     sizes = {machine.cores for machine in machines.values()}
     if len(sizes) > 1 and any(case.shape(host) is None for host in machines):
         said.append("nodes differ in cores, and the cluster file does not describe them: write a group with `node` for "

@@ -47,6 +47,8 @@ SUM_S = 0.5
 FIRST_SUM_BYTES = 1 << 18
 MAX_SUM_BYTES = 1 << 26
 SUM_REPEATS = 3
+SUM_LIMIT_S = 20.0
+"""For the ranks to meet, and for each sum."""
 
 
 def run_probe(folder: ProbeFolder, backend: str) -> None:
@@ -199,10 +201,10 @@ class _Probe:
         ports = company.share("port", _free_port() if self._world.is_first else 0)
         # The store of the company stays open; the group meets at a port of its own.
         world = dataclasses.replace(
-            self._world, rank=company.ranks.index(self._world.rank), size=len(company.ranks), local_rank=0, local_size=1,
-            master_addr=cards[company.ranks[0]]["address"], master_port=ports[company.ranks[0]])
+            self._world, rank=company.ranks.index(self._world.rank), size=len(company.ranks), local_rank=0,
+            local_size=1, master_addr=cards[company.ranks[0]]["address"], master_port=ports[company.ranks[0]])
         try:
-            with Group(world, self._backend, STEP_S / 2) as group:
+            with Group(world, self._backend, SUM_LIMIT_S) as group:
                 self._folder.put({"all_reduce": {**measure_sum(group), "backend": group.backend,
                                                  "why": group.choice.why}})
         except DistribError as error:
