@@ -75,9 +75,9 @@ class Compute(_Facts):
     fp32: float
     bf16: float
     memory: float
-    fp32_undisturbed: float
-    bf16_undisturbed: float
-    memory_undisturbed: float
+    fp32_undisturbed: float | None
+    bf16_undisturbed: float | None
+    memory_undisturbed: float | None
 
 
 class Link(_Facts):
@@ -89,6 +89,8 @@ class Link(_Facts):
     clock_error_s: float | None = None
     received: float | None = None
     """Bytes a second."""
+    waited: float | None = None
+    """Part of the time in which this end waited for a processor: then the link is not to blame."""
     error: str | None = None
 
 

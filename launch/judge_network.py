@@ -14,6 +14,8 @@ CLOCK_S = 0.5
 and file servers would show files from the future."""
 SLOW_LINK = 0.5
 """Of the others' bandwidth: the ring of the all-reduce goes at the pace of its slowest link."""
+LEAST_PART = 0.1
+"""Ends that are short of processors may be slower by so much, and no more."""
 SLOW_NOMINAL = 0.3
 """Of what the interface says of itself: one TCP stream reaches more than half of up to 10 Gbit/s."""
 NOMINAL_MBIT = 10000
@@ -153,14 +155,15 @@ def _links(case: Case, held: Mapping[str, float]) -> list[Finding]:
     found = [Finding("link", where, f"bandwidth: none; {_words(where, broken)}", "a firewall, or no route",
                      "open all TCP ports between the nodes, or write the right `interface` into the cluster file")
              for where in _guilty(broken, pairs)]
-    slow = _slow_pairs(rates, pairs - broken.keys(), held)
+    slow = _slow_pairs(links, rates, pairs - broken.keys(), held)
     usual = _usual(rates)
     for where in _guilty(slow, pairs - broken.keys()):
         mine = [rate for (source, target), rate in rates.items()
                 if (where[0] in (source, target) if len(where) == 1 else {source, target} == {*where})]
         found.append(Finding(
             "link", where,
-            f"bandwidth {gbit(min(mine))} Gbit/s" + (f", the others' {gbit(usual)}" if len(pairs) > 1 else ""), _why_slow(case, where),
+            f"bandwidth {gbit(min(mine))} Gbit/s" + (f", the others' {gbit(usual)}" if len(pairs) > 1 else ""),
+            _why_slow(case, where),
             "look at the port's speed (ethtool), at its errors (ip -s link), cable and switch"))
     if not found:
         found += _below_nominal(case, rates, held)
@@ -182,12 +185,15 @@ def _usual(rates: Mapping[tuple[str, str], float]) -> float:
     return statistics.median(best.values()) if best else 0.0
 
 
-def _slow_pairs(rates: Mapping[tuple[str, str], float], pairs: Iterable[tuple[str, str]],
-                held: Mapping[str, float]) -> list[tuple[str, str]]:
+def _slow_pairs(links: Mapping[tuple[str, str], Link], rates: Mapping[tuple[str, str], float],
+                pairs: Iterable[tuple[str, str]], held: Mapping[str, float]) -> list[tuple[str, str]]:
     usual, found = _usual(rates), []
     for a, b in pairs:
-        # TCP is work: who gets half a core moves half as much.
+        # TCP is work: who gets half a core, or waits for one half of the time, moves half as much.
         part = min(1.0, held.get(a, 1.0), held.get(b, 1.0))
+        for pair in ((a, b), (b, a)):
+            part *= 1 - (links[pair].waited or 0.0 if pair in links else 0.0)
+        part = max(part, LEAST_PART)
         there, back = rates.get((a, b), 0.0), rates.get((b, a), 0.0)
         if min(there, back) < SLOW_LINK * part * usual:
             found.append((a, b))

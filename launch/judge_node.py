@@ -172,11 +172,12 @@ def _speed(case: Case) -> list[Finding]:
 
 
 def _part(mine: Compute, peers: Iterable[Compute], kind: str) -> float:
+    """Of the peers' median speed; 1 where the cores were too busy to say."""
     def of(compute: Compute) -> float:
-        return float(getattr(compute, f"{kind}_undisturbed"))
+        return float(getattr(compute, f"{kind}_undisturbed") or 0.0)
 
-    reference = statistics.median(map(of, peers))
-    return of(mine) / reference if reference > 0 else 1.0
+    known = [speed for speed in map(of, peers) if speed > 0]
+    return of(mine) / statistics.median(known) if known and of(mine) > 0 else 1.0
 
 
 def _alike(case: Case, first: str, second: str) -> bool:
@@ -276,7 +277,7 @@ def notes(case: Case) -> list[str]:
     shares = [compute.share for compute in case.computes.values()]
     if shares and statistics.median(shares) < LOW_SHARE:
         said.append(f"nodes got {statistics.median(shares):.0%} of their cores at best: others compute there as well, "
-                    "and figures of speed are worth little")
+                    "so speeds are not compared")
     quotas = {host: machine.quota for host, machine in machines.items() if machine.quota is not None}
     if quotas:
         said.append(f"CPU quotas: {', '.join(f'{host} {quota:g}' for host, quota in list(quotas.items())[:6])}")

@@ -1,12 +1,15 @@
 """How fast this node computes and reads memory, on the cores that the launcher gave to this rank.
 
-Each figure is the best of a few windows: other work may disturb a window, but none makes it faster. A window is
-longer than the 100 ms in which the kernel doles out a CPU quota, or a short burst would hide the quota.
+Each thread works for itself, so that one which has to wait for its core delays no other, and work per CPU second says
+how fast the cores are, whoever else uses them. Each figure is the best of a few windows: other work may disturb a
+window, but none makes it faster. A window is longer than the 100 ms in which the kernel doles out a CPU quota, or a
+short burst would hide the quota.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +19,13 @@ import torch
 
 WINDOW_S = 0.25
 WINDOWS = 3
-LEAST_S = 0.004
+LEAST_S = 0.005
 """A product of matrices should take so long, or its start is what is measured."""
-MAX_SIDE = 4096
-LEAST_SHARE = 0.05
-"""With less of its cores than this, nothing can be said of their speed."""
-ARRAY_FLOATS = 1 << 24
-"""Three such arrays are larger than the caches that two cores share; more threads get more, up to the maximum."""
-MAX_ARRAY_FLOATS = 1 << 28
+MAX_SIDE = 2048
+ARRAY_FLOATS = 1 << 23
+"""Three such arrays a thread are larger than a core's share of any cache."""
+UNDISTURBED = 0.75
+"""With less of its cores than this, a window says little of their speed: caches and multipliers were shared."""
 
 
 class Window(NamedTuple):
@@ -48,23 +50,34 @@ class Meter:
 
     def measure(self) -> None:
         """About 2.5 s of work."""
-        for kind, (work, amount) in (("fp32", _product(torch.float32)), ("bf16", _product(torch.bfloat16)),
-                                     ("memory", _triad(self._threads))):
-            work()
-            self._windows[kind] += [_window(work, amount) for _ in range(WINDOWS)]
+        torch.set_num_threads(1)  # of each thread that works here
+        try:
+            for kind, windows in self._windows.items():
+                works = [_work(kind) for _ in range(self._threads)]
+                windows += [_window(works) for _ in range(WINDOWS)]
+        finally:
+            torch.set_num_threads(self._threads)
 
-    def figures(self) -> dict[str, float]:
-        """GFLOP/s of products, GB/s of memory, as they were and as they would be of cores that nobody else uses."""
-        best = max(self._windows["fp32"], key=lambda window: window.share)
-        found = {"threads": float(self._threads), "share": best.share, "idle_cores": best.idle_cores,
-                 "stolen_cores": best.stolen_cores}
+    def figures(self) -> dict[str, float | None]:
+        """GFLOP/s of products and GB/s of memory: as they were, and of cores that nobody else uses (None: unknown)."""
+        best = max((window for windows in self._windows.values() for window in windows), key=lambda one: one.share)
+        found: dict[str, float | None] = {"threads": float(self._threads), "share": best.share,
+                                          "idle_cores": best.idle_cores, "stolen_cores": best.stolen_cores}
         for kind, windows in self._windows.items():
             found[kind] = max(window.rate for window in windows) / 1e9
-            found[f"{kind}_undisturbed"] = max(window.rate / max(window.share, LEAST_SHARE) for window in windows) / 1e9
+            undisturbed = [window.rate / window.share for window in windows if window.share >= UNDISTURBED]
+            found[f"{kind}_undisturbed"] = max(undisturbed) / 1e9 if undisturbed else None
         return found
 
 
-def _product(dtype: torch.dtype) -> tuple[Callable[[], object], float]:
+Work = tuple[Callable[[], object], float]
+
+
+def _work(kind: str) -> Work:
+    return _triad() if kind == "memory" else _product({"fp32": torch.float32, "bf16": torch.bfloat16}[kind])
+
+
+def _product(dtype: torch.dtype) -> Work:
     """A product of two square matrices, and its floating-point operations."""
     side = 256
     while True:
@@ -74,31 +87,44 @@ def _product(dtype: torch.dtype) -> tuple[Callable[[], object], float]:
             return torch.mm(left, right, out=out)
 
         multiply()
-        begin = time.perf_counter()
+        begin = time.thread_time()
         multiply()
-        if time.perf_counter() - begin >= LEAST_S or side >= MAX_SIDE:
+        if time.thread_time() - begin >= LEAST_S or side >= MAX_SIDE:
             return multiply, 2.0 * side**3
         side *= 2
 
 
-def _triad(threads: int) -> tuple[Callable[[], object], float]:
+def _triad() -> Work:
     """a = b + s c over arrays that no cache holds, and the bytes read and written (STREAM's count)."""
-    count = min(MAX_ARRAY_FLOATS, ARRAY_FLOATS * max(1, threads // 2))
-    b, c, out = torch.ones(count), torch.ones(count), torch.ones(count)
-    return lambda: torch.add(b, c, alpha=3.0, out=out), 3.0 * 4 * count
+    b, c, out = torch.ones(ARRAY_FLOATS), torch.ones(ARRAY_FLOATS), torch.ones(ARRAY_FLOATS)
+    return lambda: torch.add(b, c, alpha=3.0, out=out), 3.0 * 4 * ARRAY_FLOATS
 
 
-def _window(work: Callable[[], object], amount: float) -> Window:
-    threads = torch.get_num_threads()
+def _window(works: list[Work]) -> Window:
+    done = [0.0] * len(works)
     cpus = os.sched_getaffinity(0)
+    end = 0.0
+    ready = threading.Barrier(len(works) + 1)
+
+    def work_on(number: int) -> None:
+        work, amount = works[number]
+        ready.wait()
+        while time.perf_counter() < end:
+            work()
+            done[number] += amount
+
+    threads = [threading.Thread(target=work_on, args=(number,)) for number in range(len(works))]
+    for thread in threads:
+        thread.start()
     idle, stolen = _unused(cpus)
-    cpu, begin, times = time.process_time(), time.perf_counter(), 0
-    while (wall := time.perf_counter() - begin) < WINDOW_S:
-        work()
-        times += 1
-    cpu = time.process_time() - cpu
+    cpu, begin = time.process_time(), time.perf_counter()
+    end = begin + WINDOW_S
+    ready.wait()
+    for thread in threads:
+        thread.join()
+    wall, cpu = time.perf_counter() - begin, time.process_time() - cpu
     idle_after, stolen_after = _unused(cpus)
-    return Window(amount * times / wall, min(1.0, cpu / wall / min(threads, len(cpus))),
+    return Window(sum(done) / wall, min(1.0, cpu / wall / min(len(works), len(cpus))),
                   max(0.0, idle_after - idle) / wall, max(0.0, stolen_after - stolen) / wall)
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import socket
 import struct
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 PINGS = 60
@@ -49,6 +50,25 @@ def rounds(ranks: list[int]) -> list[list[tuple[int, int]]]:
         found.append([(min(a, b), max(a, b)) for a, b in pairs if a is not None and b is not None])
         ring.insert(1, ring.pop())
     return found
+
+
+class Waiting:
+    """How much of its time this thread waited for a processor: then the link is not to blame for what is slow."""
+
+    def __init__(self) -> None:
+        self._begin, self._delay_s = time.perf_counter(), _delay_s()
+
+    def part(self) -> float:
+        """Since the beginning, 0 to 1; 0 where the kernel does not tell."""
+        span = time.perf_counter() - self._begin
+        return min(1.0, max(0.0, _delay_s() - self._delay_s) / span) if span > 0 else 0.0
+
+
+def _delay_s() -> float:
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def listen(address: str) -> socket.socket:

@@ -148,7 +148,7 @@ class _Probe:
                     meter.measure()
                 company.wait()
             self._folder.put({"compute": meter.figures()})
-            todo = company.decide("doubtful", meter.figures(), doubtful)
+            todo = company.decide("doubtful", self._folder.found["compute"], doubtful)
             if not todo:
                 break
 
@@ -177,18 +177,21 @@ class _Probe:
         card = self._cards[listener]
         greeting = f"{card['token']} {caller} {number}"
         found: dict[str, Any] = {"latency_s": None, "ahead_s": None, "clock_error_s": None, "received": None,
-                                 "error": None}
+                                 "waited": None, "error": None}
         try:
             if self._world.rank == listener:
                 links.serve(self._listener, greeting, "ping", window_s)
+                waiting = links.Waiting()
                 found["received"] = links.serve(self._listener, greeting, "send", window_s)
                 links.serve(self._listener, greeting, "take", window_s)
             else:
                 where = card["address"], card["port"]
                 pinged = links.ping(*where, greeting)
                 found |= {"latency_s": pinged.latency_s, "ahead_s": pinged.ahead_s, "clock_error_s": pinged.error_s}
+                waiting = links.Waiting()
                 links.send(*where, greeting, window_s)
                 found["received"] = links.take(*where, greeting, window_s)
+            found["waited"] = waiting.part()
         except (OSError, ValueError) as error:
             found["error"] = str(error) or type(error).__name__
         return found
@@ -233,7 +236,7 @@ def _time_sum(group: Group, num_bytes: int) -> float:
 
 
 def doubtful(figures: Mapping[int, Mapping[str, float]]) -> list[int]:
-    """Ranks of which some figure is well below the median of the others'. Pure."""
+    """Ranks (of more than one) of which some figure is well below the median of the others'. Pure."""
     found = []
     for rank, mine in figures.items():
         others = [theirs for other, theirs in figures.items() if other != rank]
@@ -260,7 +263,8 @@ def better(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
     if old["error"] is not None:
         return new
     quicker = new if new["latency_s"] is not None and new["latency_s"] < old["latency_s"] else old
-    return {**quicker, "received": max(old["received"], new["received"])}
+    wider = max(old, new, key=lambda link: float(link["received"]))
+    return {**quicker, "received": wider["received"], "waited": wider["waited"]}
 
 
 def _free_port() -> int:
