@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from launch.facts import Compute, Machine
 from launch.finding import Case, Finding, gigabytes, listed, strangers
@@ -36,7 +37,7 @@ WHAT = {"nofile": ("open files", "ulimit -n"), "nproc": ("processes", "ulimit -u
 
 def held_hosts(case: Case) -> dict[str, float]:
     """Hosts that do not get their cores: name -> cores that they get. Their speed follows from that."""
-    computes, found = case.computes, {}
+    computes, found = case.computes, dict(_by_quota(case))
     for host, mine in computes.items():
         others = [other.share for name, other in computes.items() if name != host]
         missing = mine.threads * (1 - mine.share)
@@ -44,8 +45,18 @@ def held_hosts(case: Case) -> dict[str, float]:
         is_held = missing > HELD_CORES and mine.idle_cores >= missing / 2
         quota = case.machines[host].quota if host in case.machines else None
         if is_low or (is_held and (quota is None or mine.share * mine.threads < quota * LOW_SHARE)):
-            found[host] = mine.share * mine.threads
+            found[host] = min(found.get(host, math.inf), mine.share * mine.threads)
     return found
+
+
+def _by_quota(case: Case) -> Iterator[tuple[str, float]]:
+    """Hosts that have a quota below what the cluster file says, or below the others'."""
+    parts = {host: (machine.quota or machine.cores) / machine.cores for host, machine in case.machines.items()}
+    for host, machine in case.machines.items():
+        shape = case.shape(host)
+        if machine.quota is not None and (parts[host] < LOW_SHARE * statistics.median(parts.values()) or (
+                shape is not None and machine.quota < shape.sockets * shape.cores_per_socket)):
+            yield host, machine.quota
 
 
 def judge_nodes(case: Case) -> list[Finding]:
@@ -85,36 +96,28 @@ def _processors(machines: Mapping[str, Machine]) -> list[Finding]:
 
 
 def _cores(case: Case) -> list[Finding]:
-    found, held = [], held_hosts(case)
-    machines, computes = case.machines, case.computes
-    quotas = {host: machine.quota or float(machine.cores) for host, machine in machines.items()}
+    found, held, machines = [], held_hosts(case), case.machines
     for host in dict.fromkeys([*machines, *held]):
-        machine = machines.get(host)
-        shape = case.shape(host)
+        machine, shape = machines.get(host), case.shape(host)
         if host in held:
-            found.append(_held(host, held[host], computes[host], machine))
-        elif machine is not None and shape is not None and (finding := _unlike(host, machine, shape.cores_per_socket
-                                                            * shape.sockets, shape.threads_per_core)):
+            found.append(_held(host, held[host], case.computes.get(host), machine))
+        elif machine is not None and shape is not None and (finding := _unlike(
+                host, machine, shape.sockets * shape.cores_per_socket, shape.threads_per_core)):
             found.append(finding)
-        elif machine is not None and machine.quota is not None and (
-                (shape is not None and machine.quota < shape.sockets * shape.cores_per_socket)
-                or quotas[host] < LOW_SHARE * statistics.median(quotas.values())):
-            found.append(Finding("cores", (host,), f"a quota of {machine.quota:g} CPUs for its {machine.cores} cores",
-                                 "the limit of a container, of a control group or of the job",
-                                 "ask for whole nodes, or raise the limit (cpu.max, --cpus)"))
     return found
 
 
-def _held(host: str, cores: float, compute: Compute, machine: Machine | None) -> Finding:
-    missing = compute.threads * (1 - compute.share)
-    fact = f"it gets {cores:.2g} of its {compute.threads:g} cores"
+def _held(host: str, cores: float, compute: Compute | None, machine: Machine | None) -> Finding:
+    total = machine.cores if machine is not None else compute.threads if compute is not None else 0
+    fact = f"it gets {cores:.2g} of its {total:g} cores"
     if machine is not None and machine.quota is not None:
         return Finding("cores", (host,), fact, f"a quota of {machine.quota:g} CPUs",
-                       "ask for whole nodes, or raise the limit (cpu.max, --cpus)")
-    if compute.stolen_cores >= missing / 2:
+                       "ask for whole nodes, or raise the limit of the control group (cpu.max) or container (--cpus)")
+    missing = total - cores
+    if compute is not None and compute.stolen_cores >= missing / 2:
         return Finding("cores", (host,), fact, "the hypervisor gives the rest to other virtual machines",
                        "ask for dedicated cores")
-    if compute.idle_cores >= missing / 2:
+    if compute is not None and compute.idle_cores >= missing / 2:
         return Finding("cores", (host,), fact, "a CPU quota holds it back, as cores idle meanwhile",
                        "look at cpu.max of the control group, of the container or of the job")
     return Finding("cores", (host,), fact, "other processes compute there, or a CPU quota holds it back",

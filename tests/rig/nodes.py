@@ -33,7 +33,8 @@ SSH = """\
 while :; do case "$1" in -[bcDEeFIiJLlmOopQRSWw]) shift 2;; -*) shift;; *) break;; esac; done
 node=${1#*@}; shift
 . "FOLDER/$node"
-exec ip netns exec "PREFIX-$node" unshare --uts sh -c 'hostname "$0" && exec "$@"' "$node" \
+export look
+exec ip netns exec "PREFIX-$node" unshare --uts sh -c 'eval "$look"; hostname "$0" && exec "$@"' "$node" \
   env -i HOME=/root USER=root LOGNAME=root PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin $more sh -c "$*"
 """
 
@@ -67,8 +68,8 @@ class Nodes:
               **options: Any) -> subprocess.Popen[str]:
         """Start a program on a node, under the node's host name and with its /etc/hosts."""
         inside = ["ip", "netns", "exec", self._space(name), "unshare", "--uts", "sh", "-c",
-                  'hostname "$0" && exec "$@"', name, *map(str, argv)]
-        inside = ["sh", "-c", '. "$0"; exec env $more "$@"', str(self._folder / name), *inside]
+                  "eval \"$look\"; hostname \"$0\" && exec \"$@\"", name, *map(str, argv)]
+        inside = ["sh", "-c", '. "$0"; export look; exec env $more "$@"', str(self._folder / name), *inside]
         return subprocess.Popen(inside, env={**os.environ, **(environment or {})}, text=True, **options)
 
     def ssh(self, folder: Path) -> dict[str, str]:
@@ -102,8 +103,10 @@ class Nodes:
             (group / "cpu.cfs_quota_us").write_text(str(quota))
         else:
             (group / "cpu.max").write_text(f"{quota} {period}")
-        # Before entering the namespace, inside which /sys/fs/cgroup is empty.
-        self._begin(name, f"echo $$ > {group}/cgroup.procs")
+        # In a namespace /sys/fs/cgroup is empty, where a real node sees its own, and a caller of ssh is in one too.
+        see = ("mount -t tmpfs none /sys/fs/cgroup; mkdir /sys/fs/cgroup/cpu; "
+               "mount -t cgroup -o cpu none /sys/fs/cgroup/cpu" if v1 else "mount -t cgroup2 none /sys/fs/cgroup")
+        self._begin(name, f"look={see!r}\n[ -e {group} ] || eval \"$look\"\necho $$ > {group}/cgroup.procs")
 
     def shift_clock(self, name: str, seconds: float, library: str) -> None:
         """Have what is started on a node from now on see a wrong time, by libfaketime."""
@@ -140,7 +143,7 @@ class Nodes:
     def _make(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="rig"))
         for name in self.names:
-            self._begin(name, "more=")
+            self._begin(name, "more= look=")
         switch = self._space("switch")
         _ip("netns", "add", switch)
         _ip("-n", switch, "link", "add", "bridge", "type", "bridge")
