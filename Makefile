@@ -39,6 +39,7 @@ test: $(INSTALLED) $(BACKENDS) ## All tests
 check: $(INSTALLED) ## Lint, types, import layers
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
 	$(BIN)/python -m pytest tests/unit/test_layers.py
 
 soak: $(INSTALLED) $(BACKENDS) ## Long runs: every combination at every world size, seeds of the accuracy claims

@@ -45,6 +45,7 @@ from distrib.train.optimise import build_optimizer  # noqa: E402
 from distrib.train.paces import build_pace  # noqa: E402
 from distrib.train.processor import resolve_precision  # noqa: E402
 from distrib.train.reductions import build_reduction  # noqa: E402
+from distrib.train.watch import build_watch  # noqa: E402
 from distrib.world import World  # noqa: E402
 
 LANES, LANE_BATCH, SIDE = 2, 32, 224
@@ -80,12 +81,13 @@ def measure(model_name: str, dataset: Path, work: Path, rounds: int, clock: Call
             reader, samples, training_order(experiment, samples), training_transform(experiment), side=SIDE,
             lanes=range(LANES), first_step=0, last_step=steps, threads=1, prefetch_steps=2,
         ))
+        log = stack.enter_context(RunLog(run, first_step=0, total_steps=steps))
         trainer = Trainer(
             experiment=experiment, num_samples=len(samples), total_steps=steps, model=model,
             optimizer=optimizer, validate=None, average=None, first_step=0, best=Best(),
             pace=build_pace(experiment, len(samples), None, group, model, optimizer, reduction, stream, None),
-            log=stack.enter_context(RunLog(run, first_step=0, total_steps=steps)), writer=None,
-            stop_wanted=lambda: False,
+            log=log, writer=None, stop_wanted=lambda: False,
+            watch=build_watch(experiment.watch, group, LANES, log),
         )
         bare_model = starting_model(experiment, len(manifest.classes), note).train()
         bare_optimizer = build_optimizer(bare_model, experiment.train)

@@ -214,6 +214,15 @@ class CheckpointConfig(Section):
     """Newest checkpoints kept, besides the best."""
 
 
+class WatchConfig(Section):
+    """Looks at nodes and ranks while training; they change nothing of the model."""
+
+    every_s: Annotated[float, Field(ge=0, le=1e6)] = 10.0
+    """Seconds between looks, about: all ranks look after the same step; 0: never."""
+    slow_factor: Annotated[float, Field(gt=1, le=1e6)] = 1.5
+    """A rank is named as slow when its own work takes so many times the others' median, or its own best."""
+
+
 class Experiment(Section):
     """One experiment; resolved, it determines a model to the last bit (with processor and libraries)."""
 
@@ -223,6 +232,7 @@ class Experiment(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     comm: CommConfig = CommConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    watch: WatchConfig = WatchConfig()
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
 
     def to_bytes(self) -> bytes:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from distrib.documents import Section, apply_overrides, read_yaml, validate
+from distrib.errors import printable
 from launch.hosts import expand
 
 LAUNCHERS = {"local": "launch.local", "mpirun": "launch.mpirun", "slurm": "launch.slurm"}
@@ -79,9 +80,11 @@ class Node(Section):
     """What one machine is. With it a login node can plan for others, and the doctor compares."""
 
     sockets: Count = 1
+    """Processors."""
     numa_per_socket: Count = 1
     """NUMA nodes of a socket; more than 1 with sub-NUMA clustering."""
     cores_per_socket: Count
+    """Physical cores of a socket."""
     threads_per_core: Count = 1
     """Hardware threads of a core."""
 
@@ -104,15 +107,21 @@ class Mpirun(Section):
     """A name on PATH, or a path. Which MPI it belongs to is found out by asking it."""
     options: Words = Field(default_factory=list)
     """More options of that mpirun, each one word."""
+    ssh: bool = True
+    """Whether mpirun reaches hosts by ssh. Then they are asked by ssh first, which tells clearly what is wrong."""
 
 
 class Slurm(Section):
     """What concerns ``launcher: slurm`` alone."""
 
     partition: Word | None = None
+    """As for sbatch; so are the next three."""
     account: Word | None = None
+    """Who pays."""
     qos: Word | None = None
+    """Quality of service."""
     constraint: Annotated[str, Field(pattern=r"^[A-Za-z0-9_&|*()\[\],.-]+$")] | None = None
+    """Features that nodes must have."""
     time: Annotated[str, Field(pattern=r"^(\d+-)?\d+(:\d\d){0,2}$")] | None = None
     """Limit of the whole job, as Slurm writes it: minutes, h:mm:ss or days-hh:mm:ss. In quotes."""
     exclusive: bool = True
@@ -130,8 +139,8 @@ class Slurm(Section):
 class Cluster(Section):
     """One cluster file; every key may be left out."""
 
-    name: Line = "local"
-    """What the cluster is called in messages."""
+    name: Line = "cluster"
+    """What the cluster is called in messages; by default as its file."""
     launcher: Annotated[str, AfterValidator(_known_launcher)] = "local"
     """How ranks are started. local: on this machine; mpirun: by Open MPI, MPICH or Intel MPI; slurm: by Slurm."""
     hosts: Annotated[list[str | HostGroup], Field(max_length=4096)] = Field(default_factory=list)
@@ -156,6 +165,8 @@ class Cluster(Section):
     """The malloc of the ranks. auto: tcmalloc where it is installed, else the system's."""
     env: Annotated[dict[str, Value], AfterValidator(_environment)] = Field(default_factory=dict)
     """Environment of every rank, over what the launcher and the shell set."""
+    start_s: Annotated[float, Field(ge=1, le=86400)] = 120.0
+    """Seconds until the ranks of every host must have started."""
     grace_s: Annotated[float, Field(ge=0, le=3600)] = 10.0
     """Seconds between SIGTERM and SIGKILL for the other ranks, when one has failed."""
     stop_grace_s: Annotated[float, Field(ge=0, le=86400)] = 60.0
@@ -186,4 +197,5 @@ class Cluster(Section):
 
 def load_cluster(path: Path, overrides: Sequence[str] = ()) -> Cluster:
     """Read a cluster file and apply ``key=value`` overrides. Raises ConfigError."""
-    return validate(Cluster, apply_overrides(read_yaml(path, "cluster file"), overrides), f"the cluster file {path}")
+    document = {"name": printable(path.stem), **read_yaml(path, "cluster file")}
+    return validate(Cluster, apply_overrides(document, overrides), f"the cluster file {path}")

@@ -24,6 +24,7 @@ from launch.job import JobFolder, Start
 from launch.jobs import create_job
 from launch.local import Options, say
 from launch.plan import Plan
+from launch.reach import check_hosts
 from launch.remote import Starter, meeting_port, run_attempt
 
 ASK_S = 20.0
@@ -52,10 +53,13 @@ def find_mpi(cluster: Cluster, path: str | None = None) -> Mpi:
     if program is None:
         raise MissingPartError(f"mpirun.program: {word!r} is not on PATH", "nothing was started",
                                "load the site's MPI module, or apt-get install openmpi-bin, or name its path")
+    hydra = Path(program).resolve().with_name("mpiexec.hydra")
+    if _is_script(Path(program)) and hydra.exists():
+        program = str(hydra)  # Intel's mpirun is a script around it, which would take the signals for the ranks
     try:
         done = subprocess.run([program, "--version"], capture_output=True, text=True, errors="replace",
                               timeout=ASK_S, check=False, stdin=subprocess.DEVNULL)
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except (OSError, subprocess.SubprocessError) as error:
         raise WorldError(f"{program} --version failed: {error}", "nothing was started", "check mpirun.program"
                          ) from error
     flavour, major = recognise(done.stdout + done.stderr)
@@ -63,6 +67,11 @@ def find_mpi(cluster: Cluster, path: str | None = None) -> Mpi:
         raise WorldError(f"{program} is no mpirun of Open MPI, MPICH or Intel MPI", "nothing was started",
                          "set mpirun.program to one of these")
     return Mpi(os.path.abspath(program), flavour, major)
+
+
+def _is_script(program: Path) -> bool:
+    with program.open("rb") as file:
+        return file.read(2) == b"#!"
 
 
 def recognise(version: str) -> tuple[str, int]:
@@ -125,11 +134,13 @@ def run_job(folder: JobFolder, all_output: bool = False) -> int:
     """Run the job of a folder to its end; the exit code."""
     job = folder.job()
     cluster = validate(Cluster, job.cluster, f"the job {folder.path}")
+    if cluster.mpirun.ssh:
+        check_hosts(job.hosts, supervisor_argv(folder.path, "0"))
     start = Start(job.hosts, job.counts, job.hosts[0], meeting_port())
     number = folder.begin(start)
     starter = make_starter(cluster, find_mpi(cluster), start, folder, number)
-    return run_attempt(folder, number, starter, grace_s=cluster.grace_s, stop_grace_s=cluster.stop_grace_s,
-                       all_output=all_output).code
+    return run_attempt(folder, number, starter, start_s=cluster.start_s, grace_s=cluster.grace_s,
+                       stop_grace_s=cluster.stop_grace_s, all_output=all_output).code
 
 
 def plan_commands(plan: Plan) -> tuple[tuple[str, ...], ...]:

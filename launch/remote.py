@@ -62,11 +62,11 @@ def meeting_port() -> int:
     return random.SystemRandom().randrange(20000, 32000)
 
 
-def run_attempt(folder: JobFolder, number: int, starter: Starter, *, grace_s: float, stop_grace_s: float,
-                all_output: bool = False) -> Outcome:
+def run_attempt(folder: JobFolder, number: int, starter: Starter, *, start_s: float, grace_s: float,
+                stop_grace_s: float, all_output: bool = False) -> Outcome:
     """Run one attempt of a job to its end. Raises WorldError if the starter can not be started."""
     with signal_inbox() as inbox, guard_process() as guard:
-        watch = _Watch(folder, number, starter, inbox, grace_s, stop_grace_s, all_output)
+        watch = _Watch(folder, number, starter, inbox, start_s, grace_s, stop_grace_s, all_output)
         try:
             watch.start(guard)
             return watch.until_end()
@@ -75,10 +75,11 @@ def run_attempt(folder: JobFolder, number: int, starter: Starter, *, grace_s: fl
 
 
 class _Watch:
-    def __init__(self, folder: JobFolder, number: int, starter: Starter, inbox: int, grace_s: float,
-                 stop_grace_s: float, all_output: bool) -> None:
+    def __init__(self, folder: JobFolder, number: int, starter: Starter, inbox: int, start_s: float,
+                 grace_s: float, stop_grace_s: float, all_output: bool) -> None:
         self._folder, self._number, self._starter, self._inbox = folder, number, starter, inbox
-        self._grace_s, self._stop_grace_s = grace_s, stop_grace_s
+        self._start_s, self._grace_s, self._stop_grace_s = start_s, grace_s, stop_grace_s
+        self._start_by = time.monotonic() + start_s
         self._plan: Start = folder.start(number)
         self._process: subprocess.Popen[bytes] | None = None
         self._reports: dict[int, RankReport] = {}
@@ -133,6 +134,9 @@ class _Watch:
         return [rank for rank in range(self._plan.size)
                 if rank not in self._reports or self._reports[rank].code is None]
 
+    def _hosts_of(self, ranks: Sequence[int]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self._plan.hosts[self._plan.node_of(rank)] for rank in ranks))
+
     def _look(self) -> None:
         if self._silent():
             with contextlib.suppress(OSError):
@@ -142,6 +146,11 @@ class _Watch:
 
     def _advance(self, now: float) -> None:
         if not self._signalled:
+            if now >= self._start_by and len(self._reports) < self._plan.size:
+                say(f"{', '.join(self._hosts_of(self._silent()))}: ranks did not start within "
+                    f"{self._start_s:g} s (start_s)")
+                self._ask_to_end(now, 0.0)
+                return
             if any(report.code for report in self._reports.values()):
                 self._term_at = min(self._term_at, now + SETTLE_S)
             if now >= self._term_at:
@@ -192,7 +201,7 @@ class _Watch:
             self._relay.pass_on()
         self._tell_failure()
         endings, silent = self._endings(), self._silent()
-        lost = tuple(dict.fromkeys(self._plan.hosts[self._plan.node_of(rank)] for rank in silent))
+        lost = self._hosts_of(silent)
         if self._stop:
             for line in tell_stop([e for e in endings if not e.unasked], signal.SIGTERM, self._folder.logs):
                 print(line, file=sys.stderr, flush=True)

@@ -45,7 +45,10 @@ def main(words: Sequence[str]) -> int:
     try:
         folder, attempt = JobFolder(Path(words[0])), int(words[1])
         try:
-            job, start = folder.job(), folder.start(attempt)
+            job = folder.job()
+            if attempt == 0:  # a question before the start: does this host see all it needs?
+                return 0
+            start = folder.start(attempt)
         except DistribError as error:
             raise WorldError(f"host {host} does not see the job's folder: {error.fact}", "nothing was started there",
                              "choose a folder with --job that all hosts share, and check its permissions") from error

@@ -86,8 +86,8 @@ def read_topology(root: Path = Path("/"), allowed: Iterable[int] | None = None) 
     if not usable:
         raise WorldError("no CPU may be used by this process", "nothing was started", "check the job's CPU set")
     system = root / "sys/devices/system"
-    node_of = {cpu: node for node in _numbers(system / "node/online") for cpu in
-               _numbers(system / f"node/node{node}/cpulist")}
+    node_of = {cpu: node for node in read_numbers(system / "node/online") for cpu in
+               read_numbers(system / f"node/node{node}/cpulist")}
     # What one CPU tells of those that share something with it need not be read again for them.
     siblings: dict[int, tuple[int, ...]] = {}
     caches: dict[int, int] = {}
@@ -96,13 +96,13 @@ def read_topology(root: Path = Path("/"), allowed: Iterable[int] | None = None) 
     for cpu in usable:
         folder = f"{system}/cpu/cpu{cpu}"
         if cpu not in siblings:
-            mine = _numbers(f"{folder}/topology/thread_siblings_list") or (cpu,)
+            mine = read_numbers(f"{folder}/topology/thread_siblings_list") or (cpu,)
             siblings |= dict.fromkeys((cpu, *mine), mine)
         if cpu not in caches:
-            sharing = _numbers(f"{folder}/cache/{level}/shared_cpu_list") if level else ()
+            sharing = read_numbers(f"{folder}/cache/{level}/shared_cpu_list") if level else ()
             if not sharing:
                 level = _last_level(Path(folder) / "cache")
-                sharing = _numbers(f"{folder}/cache/{level}/shared_cpu_list") or (0,)
+                sharing = read_numbers(f"{folder}/cache/{level}/shared_cpu_list") or (0,)
             caches |= dict.fromkeys((cpu, *sharing) if cpu in sharing else (cpu,), sharing[0])
         cores.setdefault(siblings[cpu], []).append(cpu)
     found = [
@@ -115,7 +115,7 @@ def read_topology(root: Path = Path("/"), allowed: Iterable[int] | None = None) 
     return Topology(
         tuple(found), _nearest_memory(root, {core.node for core in found}),
         quota if quota is not None and quota < len(usable) else None,
-        len(_numbers(system / "cpu/online")) or len(usable),
+        len(read_numbers(system / "cpu/online")) or len(usable),
     )
 
 
@@ -158,17 +158,17 @@ def _last_level(caches: Path) -> str:
 def _nearest_memory(root: Path, nodes: set[int]) -> dict[int, int]:
     """The usable memory node nearest to each node of ``nodes``."""
     system = root / "sys/devices/system/node"
-    with_memory = set(_numbers(system / "has_memory"))
-    for line in _text(root / "proc/self/status").splitlines():
+    with_memory = set(read_numbers(system / "has_memory"))
+    for line in read_text(root / "proc/self/status").splitlines():
         if line.startswith("Mems_allowed_list:"):
             with_memory &= set(parse_list(line.partition(":")[2]))
     if not with_memory:
         return {node: node for node in nodes}
-    online = _numbers(system / "online")
+    online = read_numbers(system / "online")
     nearest = {}
     for node in nodes:
         # The kernel lists one distance for each node that is online, in order; the node's own is the least.
-        distances = dict(zip(online, map(int, _text(system / f"node{node}/distance").split()), strict=False))
+        distances = dict(zip(online, map(int, read_text(system / f"node{node}/distance").split()), strict=False))
         nearest[node] = min(with_memory, key=lambda other: (other != node, distances.get(other, 255), other))
     return nearest
 
@@ -181,7 +181,7 @@ def _read_quota(root: Path) -> float | None:
 def control_groups(root: Path, controller: str) -> list[Path]:
     """Folders, there or not, of the groups by which ``controller`` limits this process, and of those above them."""
     groups: list[Path] = []
-    for line in _text(root / "proc/self/cgroup").splitlines():
+    for line in read_text(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, group = rest.partition(":")
         if number == "0" and not controllers:
@@ -198,32 +198,34 @@ def control_groups(root: Path, controller: str) -> list[Path]:
 
 def _quota(group: Path) -> list[float]:
     """CPU seconds a second that one control group sets: a list of one number, or empty for no limit."""
-    limit, _, period = _text(group / "cpu.max").partition(" ")
+    limit, _, period = read_text(group / "cpu.max").partition(" ")
     if not limit:
-        limit, period = _text(group / "cpu.cfs_quota_us"), _text(group / "cpu.cfs_period_us")
+        limit, period = read_text(group / "cpu.cfs_quota_us"), read_text(group / "cpu.cfs_period_us")
     try:
         return [int(limit) / int(period)] if int(limit) > 0 and int(period) > 0 else []
     except ValueError:  # "max", or no such file
         return []
 
 
-def _text(path: str | Path) -> str:
+def read_text(path: str | Path) -> str:
+    """What a file of the kernel's says; empty if there is none, or it may not be read."""
     try:
-        with open(path) as file:
+        with open(path, errors="replace") as file:
             return file.read().strip()
     except OSError:
         return ""
 
 
-def _numbers(path: str | Path) -> tuple[int, ...]:
+def read_numbers(path: str | Path) -> tuple[int, ...]:
+    """The numbers of a file that holds a kernel list; none if there is no such file."""
     try:
-        return parse_list(_text(path))
+        return parse_list(read_text(path))
     except ValueError:
         return ()
 
 
 def _number(path: str | Path) -> int:
     try:
-        return int(_text(path))
+        return int(read_text(path))
     except ValueError:
         return 0

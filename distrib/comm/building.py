@@ -25,6 +25,11 @@ def cache_folder(part: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distrib" / part
 
 
+def shared_folder(part: str) -> Path:
+    """Where an image, or an environment that many use, carries builds of a part (XDG_CACHE_HOME=PREFIX/share)."""
+    return Path(sys.prefix, "share", "distrib", part)
+
+
 def digest(facts: Iterable[str]) -> str:
     """16 hexadecimal digits that change with any of the facts."""
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]

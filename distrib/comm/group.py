@@ -100,6 +100,13 @@ class Group:
         self.all_reduce(tensor)
         return tensor.numpy()
 
+    def rows_of_all(self, row: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[size, N]: the row [N] of every rank, exactly, on all ranks. NaN may be in it, infinities too."""
+        rows = torch.zeros(self.size, row.size, dtype=torch.float64)
+        rows[self.rank] = torch.from_numpy(row)
+        self.all_reduce(rows)  # every backend has it; the others' rows are zero here
+        return rows.numpy()
+
     def __enter__(self) -> Group:
         return self
 

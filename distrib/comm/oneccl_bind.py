@@ -35,6 +35,9 @@ def prepare(world: World) -> str:
     os.environ.setdefault("CCL_PROCESS_LAUNCHER", "none")
     os.environ.setdefault("CCL_LOCAL_RANK", str(world.local_rank))
     os.environ.setdefault("CCL_LOCAL_SIZE", str(world.local_size))
+    if world.comm_cpus:
+        os.environ.setdefault("CCL_WORKER_COUNT", str(len(world.comm_cpus)))
+        os.environ.setdefault("CCL_WORKER_AFFINITY", ",".join(map(str, world.comm_cpus)))
     try:
         importlib.import_module(PACKAGE)
     except (ImportError, OSError) as error:

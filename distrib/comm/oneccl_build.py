@@ -16,7 +16,16 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from distrib.comm.building import Tell, building_alone, cache_folder, check_tools, digest, first_line, run_tool
+from distrib.comm.building import (
+    Tell,
+    building_alone,
+    cache_folder,
+    check_tools,
+    digest,
+    first_line,
+    run_tool,
+    shared_folder,
+)
 from distrib.errors import MissingPartError, storage_errors
 
 NAME = "distrib_oneccl"
@@ -33,8 +42,12 @@ _HERE = Path(__file__).parent
 
 
 def find_extension() -> Path | None:
-    """The newest extension in the cache that fits this torch, Python, machine and source; None if there is none."""
-    built = [path for path in cache_folder("oneccl").glob(f"{_key()}-*/{NAME}.so") if path.is_file()]
+    """The newest extension that fits this torch, Python, machine and source; None if there is none.
+
+    Looks in the user's cache and in what this Python environment carries.
+    """
+    built = [path for folder in (cache_folder("oneccl"), shared_folder("oneccl"))
+             for path in folder.glob(f"{_key()}-*/{NAME}.so") if path.is_file()]
     return max(built, key=lambda path: path.stat().st_mtime, default=None)
 
 

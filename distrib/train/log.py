@@ -64,6 +64,13 @@ class RunLog:
             if isinstance(value, int | float) and not isinstance(value, bool):
                 self._board.add_scalar(f"val/{name}", value, step)
 
+    def node(self, step: int, host: str, reading: Mapping[str, Any]) -> None:
+        """One node as it was since the last look."""
+        self._write({"event": "node", "step": step, "host": host, **reading})
+        for name, value in reading.items():
+            if value is not None:
+                self._board.add_scalar(f"node/{host}/{name}", value, step)
+
     def note(self, text: str) -> None:
         """One line for the user, above the live line."""
         self._line.note(text)

@@ -17,6 +17,7 @@ from distrib.errors import DivergedError
 from distrib.train.log import RunLog
 from distrib.train.optimise import MovingAverage, optimizer_tensors
 from distrib.train.pace import Pace, Period
+from distrib.train.watch import Watch
 
 Validate = Callable[[Mapping[str, Tensor]], dict[str, Any]]
 """Collective: weights to scores, of which ``score`` (higher is better) decides; equal on all ranks."""
@@ -80,6 +81,7 @@ class Trainer:
     writer: CheckpointWriter | None
     """Only on rank 0."""
     stop_wanted: Callable[[], bool]
+    watch: Watch | None
     _last_checkpoint: int | None = field(default=None, init=False)
 
     def run(self) -> Trained:
@@ -110,9 +112,12 @@ class Trainer:
         end = step + len(period.steps)
         if self.average is not None:
             self.average.update(end, len(period.steps))
+        total_s = time.perf_counter() - start
         if self.log is not None:
-            for record in _step_records(step, period, self.experiment.train.global_batch, time.perf_counter() - start):
+            for record in _step_records(step, period, self.experiment.train.global_batch, total_s):
                 self.log.step(record)
+        if self.watch is not None:
+            self.watch.after(step, period, total_s, last=end >= self.total_steps)
         return period.stop, end
 
     def _is_validation(self, before: int, step: int) -> bool:

@@ -45,6 +45,7 @@ from distrib.train.reduction import Reduction
 from distrib.train.reductions import build_reduction
 from distrib.train.resume import broadcast_tensors
 from distrib.train.settle import Settled
+from distrib.train.watch import build_watch
 from distrib.world import World
 
 Tell = Callable[[str], None]
@@ -176,6 +177,7 @@ def _train(run: RunDir, experiment: Experiment, manifest: Manifest, group: Group
             experiment=experiment, num_samples=len(samples), total_steps=steps, model=state.model,
             optimizer=state.optimizer, pace=pace, validate=validate, average=state.average, first_step=state.step,
             best=state.best, log=log, writer=writer, stop_wanted=lambda: stop_wanted() > 0,
+            watch=build_watch(experiment.watch, group, len(carried_lanes(group.rank, group.size, train.lanes)), log),
         ).run()
     return _result(run, state, trained, group, stop_wanted())
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -75,7 +77,7 @@ class Checks:
     """What every backend must do, on one group."""
 
     def __init__(self, group: Group, refused: set[str]) -> None:
-        self.rank, self.size, self.refused = group.rank, group.size, refused
+        self.group, self.rank, self.size, self.refused = group, group.rank, group.size, refused
         self.results: Results = {}
         self.begun: list[tuple[dist.Work, Callable[[], None]]] = []
 
@@ -111,7 +113,7 @@ class Checks:
             for name in ("reduce", "reduce_scatter", "reduce_scatter_tensor"):
                 self.run(f"{name} {kind}", partial(getattr(self, name), dtype), name, f"reduce {kind}")
         for name in ("not_contiguous", "barrier", "objects", "send_and_receive", "uneven", "in_flight", "futures",
-                     "subgroups", "sharded_subgroups", "ddp", "ddp_with_a_hook", "requires_grad"):
+                     "subgroups", "sharded_subgroups", "ddp", "ddp_with_a_hook", "requires_grad", "rows"):
             self.run(name, getattr(self, name), name)
 
     def settle(self) -> None:
@@ -283,6 +285,11 @@ class Checks:
         for work in works:
             work.wait()
             assert work.is_completed()
+
+    def rows(self) -> None:
+        odd = [math.nan, math.inf, -math.inf, 5e-324, 0.1]
+        rows = np.array([[1 / (rank + 3), *odd[rank % 5:], *odd[:rank % 5]] for rank in range(self.size)])
+        np.testing.assert_array_equal(self.group.rows_of_all(rows[self.rank]), rows)
 
     def subgroups(self) -> None:
         """All but the first, all but the last, and everybody, at once in use."""

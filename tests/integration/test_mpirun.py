@@ -37,12 +37,12 @@ class Cluster:
 
     def __init__(self, nodes: Nodes, folder: Path, program: str) -> None:
         self.nodes, self.folder = nodes, folder
-        self.job = folder / "job"
+        self.job = folder / "a job; $(touch hacked) '\""
         (folder / "bin").mkdir()
         self._environment = {**nodes.ssh(folder / "bin"), "PYTHONPATH": str(REPOSITORY), "TMPDIR": str(folder)}
         self._file = folder / "cluster.yaml"
-        self._file.write_text(f"launcher: mpirun\nhosts: ['node[1-3]']\nranks_per_node: 1\nallocator: system\n"
-                              f"grace_s: 3\nmpirun: {{program: {program}}}\n")
+        self._file.write_text("name: '$(touch hacked) \"'\nlauncher: mpirun\nhosts: ['node[1-3]']\nranks_per_node: 1\n"
+                              f"allocator: system\ngrace_s: 3\nmpirun: {{program: {program}}}\n")
 
     def start(self, verb: str, *words: str | Path) -> subprocess.Popen[str]:
         return self.nodes.start("node1", [sys.executable, "-m", "launch", verb, *words], self._environment,
@@ -184,4 +184,18 @@ def test_a_host_that_dies_is_named(cluster: Cluster) -> None:
     assert process.returncode != 0
     assert "no last word from" in err
     assert "node3" in err
+    cluster.until(lambda: not cluster.left(), "nothing is left")
+
+
+def test_a_host_that_can_not_be_reached_is_named(cluster: Cluster) -> None:
+    missing = ("--set", "hosts=[node1, node9]")
+    process = cluster.run("true", options=missing)
+    _, err = ended(process)
+    assert process.returncode == 2
+    assert "1 of 2 hosts can not take ranks: node9: " in err
+    process = cluster.run("true", options=(*missing, "--set", "mpirun.ssh=false", "--set", "start_s=3", "--job",
+                                           str(cluster.folder / "second")))
+    _, err = ended(process)  # MPICH waits for ever, Open MPI gives up
+    assert process.returncode not in (0, 1)
+    assert "node9" in err or "no rank was started" in err
     cluster.until(lambda: not cluster.left(), "nothing is left")

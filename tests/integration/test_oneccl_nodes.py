@@ -18,6 +18,8 @@ from tests.rig.summing import SIZES
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 60
+OWN_CPU = max(os.sched_getaffinity(0))
+"""Set aside for communication."""
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def start(nodes: Nodes, ranks_a_node: int, *words: str, host: str | None = None)
         environment = {
             "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(local),
             "LOCAL_WORLD_SIZE": str(ranks_a_node), "MASTER_ADDR": nodes.address("node1"), "MASTER_PORT": "29411",
-            "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LAUNCH_COMM_CPUS": str(OWN_CPU),
         }
         program = [sys.executable, "-m", "tests.rig.summing", "oneccl", *words]
         if host is not None:
@@ -61,6 +63,7 @@ def test_two_ranks_on_each_of_two_nodes(nodes: Nodes) -> None:
         said = answer(process)
         assert said["right"] == list(SIZES), said
         assert said["error"] is None
+        assert said["engine"] == [OWN_CPU]
 
 
 @pytest.mark.timeout(120)

@@ -80,19 +80,19 @@ class Shape:
         return parse_list(self.allowed) or tuple(range(self.sockets * self.cores_per_socket * self.threads_per_core))
 
 
-_DUAL = Shape(sockets=2, cores_per_socket=28, threads_per_core=2, memory_gb=256,
-              nets=(Net("lo", None, -1, 772), Net("eth0", 25000), Net("ib0", 100000, 1, 32), Net("eth1", None)),
+_DUAL = Shape(sockets=2, cores_per_socket=16, threads_per_core=2, memory_gb=256,
+              nets=(Net("lo", -1, -1, 772), Net("eth0", 25000), Net("ib0", 100000, 1, 32), Net("eth1", None)),
               rdma=(("mlx5_0", 100),))
 SHAPES = {
     "two sockets": _DUAL,
-    "sub-NUMA clusters": replace(_DUAL, numa_per_socket=2, cores_per_socket=20, numbering="clusters"),
+    "sub-NUMA clusters": replace(_DUAL, numa_per_socket=2, cores_per_socket=10, numbering="clusters"),
     "one node in turn": replace(_DUAL, numbering="round"),
     "memory without cores": replace(_DUAL, memory_only_gb=(512,)),
     "a node without memory": replace(_DUAL, numa_per_socket=2, without_memory=(1,)),
-    "many L3s": Shape(sockets=2, cores_per_socket=64, threads_per_core=2, caches_per_socket=8, flags=AMD),
+    "many L3s": Shape(sockets=2, cores_per_socket=32, threads_per_core=2, caches_per_socket=8, flags=AMD),
     "small VM": Shape(memory_gb=8, flags=AMD, nets=(Net("eth0", -1, -1),)),
     "siblings adjacent": Shape(cores_per_socket=4, threads_per_core=2, numbering="adjacent"),
-    "half a node under Slurm": replace(_DUAL, allowed="28-55,84-111", memory_nodes="1", memory_max=str(250 * GB)),
+    "half a node under Slurm": replace(_DUAL, allowed="16-31,48-63", memory_nodes="1", memory_max=str(250 * GB)),
     "container of 1.5 CPUs": Shape(cores_per_socket=8, threads_per_core=2, cpu_max="150000 100000",
                                    memory_max=str(4 * GB)),
 }
@@ -106,20 +106,25 @@ def build(root: Path, shape: Shape) -> Path:
     num_cpus = len(everything)
     num_nodes = shape.sockets * shape.numa_per_socket
     files: dict[str, str] = {}
+    links: dict[str, str] = {}  # to what holds the same: ten times fewer files to make
     for name in ("online", "possible", "present"):
         files[f"cpu/{name}"] = format_list(everything)
     for number, (cpus, socket, _, cache) in enumerate(cores):
         package = [cpu for others, where, *_ in cores if where == socket for cpu in others]
         sharing = [cpu for others, *_, where in cores if where == cache for cpu in others]
-        mine = {"topology/physical_package_id": str(socket), "topology/core_id": str(number),
-                **_set("topology/thread_siblings", cpus, num_cpus, "_list"),
-                **_set("topology/core_siblings", package, num_cpus, "_list")}
-        for index, level, kind, size, group in ((0, 1, "Data", 48, cpus), (1, 1, "Instruction", 32, cpus),
-                                                (2, 2, "Unified", 2048, cpus), (3, 3, "Unified", 32768, sharing)):
-            mine |= {f"cache/index{index}/level": str(level), f"cache/index{index}/type": kind,
-                     f"cache/index{index}/size": f"{size}K",
-                     **_set(f"cache/index{index}/shared_cpu", group, num_cpus, "_list", "_map")}
-        files |= {f"cpu/cpu{cpu}/{name}": text for cpu in cpus for name, text in mine.items()}
+        folder = f"cpu/cpu{cpus[0]}"
+        files |= {f"{folder}/topology/physical_package_id": str(socket), f"{folder}/topology/core_id": str(number),
+                  **_set(f"{folder}/topology/thread_siblings", cpus, num_cpus, "_list"),
+                  **_set(f"{folder}/topology/core_siblings", package, num_cpus, "_list")}
+        for index, level, kind, size, group in ((0, 1, "Data", 48, cpus), (2, 2, "Unified", 2048, cpus),
+                                                (3, 3, "Unified", 32768, sharing)):
+            if group[0] == cpus[0]:
+                files |= {f"{folder}/cache/index{index}/level": str(level), f"{folder}/cache/index{index}/type": kind,
+                          f"{folder}/cache/index{index}/size": f"{size}K",
+                          **_set(f"{folder}/cache/index{index}/shared_cpu", group, num_cpus, "_list", "_map")}
+            else:
+                links[f"{folder}/cache/index{index}"] = f"../../cpu{group[0]}/cache/index{index}"
+        links |= {f"cpu/cpu{cpu}": f"cpu{cpus[0]}" for cpu in cpus[1:]}
     sizes = [0 if node in shape.without_memory else shape.memory_gb for node in range(num_nodes)]
     sizes += shape.memory_only_gb
     for node, size in enumerate(sizes):
@@ -133,9 +138,11 @@ def build(root: Path, shape: Shape) -> Path:
     files["node/online"] = files["node/possible"] = format_list(range(len(sizes)))
     files["node/has_memory"] = format_list(node for node, size in enumerate(sizes) if size)
     files["node/has_cpu"] = format_list(range(num_nodes))
-    _write(root / "sys/devices/system", files)
-    _write(root / "sys/class", _interfaces(shape))
-    _write(root, {
+    write(root / "sys/devices/system", files)
+    for name, target in links.items():
+        (root / "sys/devices/system" / name).symlink_to(target)
+    write(root / "sys/class", _interfaces(shape))
+    write(root, {
         "proc/self/status": f"Name:\tx\nCpus_allowed_list:\t{format_list(shape.usable)}\n"
                             f"Mems_allowed_list:\t{shape.memory_nodes or format_list(range(len(sizes)))}",
         "proc/meminfo": f"MemTotal: {sum(sizes) << 20} kB\nMemAvailable: {sum(sizes) << 19} kB",
@@ -175,7 +182,8 @@ def _set(name: str, cpus: Iterable[int], num_cpus: int, as_list: str, as_map: st
     return {name + as_list: format_list(cpus), name + as_map: ",".join(reversed(words))}
 
 
-def _write(root: Path, files: dict[str, str]) -> None:
+def write(root: Path, files: dict[str, str]) -> None:
+    """Write files by name below ``root``; each text becomes a line."""
     for folder in {name.rpartition("/")[0] for name in files}:
         (root / folder).mkdir(parents=True, exist_ok=True)
     for name, text in files.items():

@@ -1,13 +1,16 @@
 """One rank that sums: `python -m tests.rig.summing BACKEND [forever]` in the environment of a world.
 
-Prints one line of JSON: {"right": [...], "error": message or null, "after_s": seconds}, sizes whose sums were right.
+Prints one line of JSON: {"right": [...], "error": message or null, "after_s": seconds, "engine": [...]}: sizes whose
+sums were right, and the CPUs that oneCCL's thread may run on.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -22,6 +25,7 @@ def main() -> None:
     torch.set_num_threads(1)
     world = read_world()
     right: list[int] = []
+    engine: list[int] = []
     error, begun = None, time.monotonic()
     try:
         with Group(world, sys.argv[1], 60) as group:
@@ -32,6 +36,9 @@ def main() -> None:
                 expected += group.size * (group.size - 1) // 2
                 if torch.equal(tensor, expected):
                     right.append(size)
+            for thread in Path("/proc/self/task").iterdir():
+                if (thread / "comm").read_text().strip() == "oneccl":
+                    engine = sorted(os.sched_getaffinity(int(thread.name)))
             print("summed", file=sys.stderr, flush=True)
             while "forever" in sys.argv:
                 begun = time.monotonic()
@@ -39,7 +46,8 @@ def main() -> None:
                 time.sleep(0.01)
     except WorldError as caught:
         error = str(caught)
-    print(json.dumps({"right": right, "error": error, "after_s": time.monotonic() - begun}), flush=True)
+    print(json.dumps({"right": right, "error": error, "after_s": time.monotonic() - begun,
+                      "engine": engine}), flush=True)
 
 
 if __name__ == "__main__":

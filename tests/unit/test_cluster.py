@@ -24,7 +24,7 @@ def test_every_example_loads(path: Path) -> None:
 def test_an_empty_file_is_a_cluster(tmp_path: Path) -> None:
     path = tmp_path / "empty.yaml"
     path.write_text("")
-    assert load_cluster(path) == Cluster()
+    assert load_cluster(path) == Cluster(name="empty")
 
 
 def test_keys_can_be_overridden(tmp_path: Path) -> None:

@@ -61,6 +61,11 @@ def test_a_sum_of_arrays_is_a_new_array(group: Group) -> None:
     assert values[0] == 0
 
 
+def test_alone_all_rows_are_the_own_one(group: Group) -> None:
+    row = np.array([0.1, np.nan, -np.inf, 5e-324])
+    np.testing.assert_array_equal(group.rows_of_all(row), row[None])
+
+
 def test_leaving_destroys_the_group_and_another_may_follow() -> None:
     for _ in range(2):
         with Group(World()):

@@ -169,7 +169,12 @@ def test_a_socket_that_lost_a_core_keeps_its_rank() -> None:
 def test_an_uneven_number_of_ranks_crosses_nodes_rather_than_starve_one() -> None:
     made = place(topology(8, 8), 3, PLAIN)
     assert sorted(len(where.cpus) for where in made.places) == [5, 5, 6]
+    assert [where.threads for where in made.places] == [5, 5, 5]  # ranks wait for the slowest
     assert [where.memory_node for where in made.places] == [0, None, 1]
+
+
+def test_a_rank_too_many_goes_to_the_first_node() -> None:
+    assert [len(where.cpus) for where in place(topology(4, 4), 3, PLAIN).places] == [2, 2, 4]
 
 
 def test_second_threads_are_used_when_wished() -> None:
@@ -249,7 +254,8 @@ def test_communication_is_part_of_the_quota() -> None:
     made = place(topology(16, quota=8.0), 2, Wishes(comm_cores=1))
     assert [where.threads for where in made.places] == [3, 3]
     assert not made.warnings
-    assert "2 ranks of 4 threads or more share 3 CPUs" in place(topology(16, quota=3.0), 2, Wishes(comm_cores=1)).warnings[0]
+    made = place(topology(16, quota=3.0), 2, Wishes(comm_cores=1))
+    assert "2 ranks of 4 threads or more share 3 CPUs" in made.warnings[0]
 
 
 def test_threads_that_leave_cores_to_other_work_are_told() -> None:
@@ -260,7 +266,7 @@ def test_threads_that_leave_cores_to_other_work_are_told() -> None:
 
 def test_runs_do_not_straddle_last_level_caches() -> None:
     whole = describe(1, 1, 32, 1, caches_per_socket=4)
-    holed = Topology(tuple(core for core in whole.cores if core.cpus != (3,)), {0: 0})  # 7, 8, 8 and 8 cores
+    holed = Topology(tuple(core for core in whole.cores if core.cpus != (17,)), {0: 0})  # 8, 8, 7 and 8 cores
     for machine in (whole, holed):
         for num_ranks in (2, 4, 8):
             cache_of = {cpu: core.cache for core in machine.cores for cpu in core.cpus}

@@ -56,6 +56,8 @@ def test_what_torchrun_says_about_its_store_and_restarts() -> None:
     assert world.store_is_hosted
     assert world.attempt == "3"
     plain = read_world(TORCHRUN)
+    assert plain.comm_cpus == ()
+    assert read_world({**TORCHRUN, "LAUNCH_COMM_CPUS": "7,26-27"}).comm_cpus == (7, 26, 27)
     assert not plain.store_is_hosted
     assert plain.attempt == "0"
 
@@ -75,6 +77,7 @@ def test_what_torchrun_says_about_its_store_and_restarts() -> None:
     ({"MASTER_PORT": "0"}, "MASTER_PORT=0"),
     ({"MASTER_PORT": "-5"}, "MASTER_PORT=-5"),
     ({"MASTER_ADDR": ""}, "MASTER_ADDR=''"),
+    ({"LAUNCH_COMM_CPUS": "1-"}, "LAUNCH_COMM_CPUS='1-'"),
 ])
 def test_broken_values_are_named(change: dict[str, str], named: str) -> None:
     with pytest.raises(WorldError) as caught:

@@ -1,20 +1,35 @@
-"""Writes docs/experiment.md from the schema: python docs/experiment_reference.py > docs/experiment.md"""
+"""Writes the references of keys from their schemas:
+
+    python docs/key_reference.py experiment > docs/experiment.md
+    python docs/key_reference.py cluster > docs/cluster-file.md
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 from distrib.config import Experiment
+from launch.cluster import Cluster
+
+KINDS = {
+    "experiment": (Experiment, "an experiment", "section.key=value"),
+    "cluster": (Cluster, "a cluster file", "key=value"),
+}
 
 
-def reference() -> str:
-    """Every key of an experiment with its values, default and meaning."""
-    schema = Experiment.model_json_schema()
-    lines = ["# The keys of an experiment", "",
-             "Override any of them with `--set section.key=value`. Unknown keys are refused. Written from the schema "
-             "by `python docs/experiment_reference.py`.", "",
+EMPTY: dict[str | None, Any] = {"array": [], "object": {}}
+
+
+def reference(kind: str) -> str:
+    """Every key of an experiment or a cluster file with its values, default and meaning."""
+    document, name, override = KINDS[kind]
+    schema = document.model_json_schema()
+    lines = [f"# The keys of {name}", "",
+             f"Override any of them with `--set {override}`. Unknown keys are refused. Written from the schema "
+             "by `python docs/key_reference.py`.", "",
              "| key | values | default | meaning |", "|---|---|---|---|"]
     return "\n".join([*lines, *_rows(schema, schema["$defs"], ""), ""])
 
@@ -26,7 +41,7 @@ def _rows(section: dict[str, Any], definitions: dict[str, Any], prefix: str) -> 
             yield from _rows(inner, definitions, f"{prefix}{name}.")
             continue
         required = name in section.get("required", ())
-        default = "required" if required else f"`{json.dumps(entry['default'])}`"
+        default = "required" if required else f"`{json.dumps(entry.get('default', EMPTY.get(entry.get('type'))))}`"
         meaning = " ".join(entry.get("description", "").split())
         yield f"| `{prefix}{name}` | {_values(entry)} | {default} | {meaning} |"
 
@@ -47,11 +62,11 @@ def _values(entry: dict[str, Any]) -> str:
     if "const" in entry:
         return str(entry["const"])
     kind = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true, false", "null": "null",
-            "array": "list"}[entry["type"]]
+            "array": "list", "object": "section"}[entry["type"]]
     words = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
     bounds = [f"{word} {entry[key]}" for key, word in words.items() if key in entry]
     return " ".join([kind, *bounds])
 
 
 if __name__ == "__main__":
-    print(reference(), end="")
+    print(reference(sys.argv[1]), end="")
