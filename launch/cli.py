@@ -36,6 +36,7 @@ JobFolder = Annotated[Path, typer.Argument(metavar="JOB", help="A job's folder, 
 RankOption = Annotated[int, typer.Option("--rank", min=0, help="Whose output.")]
 Every = Annotated[bool, typer.Option("--all", help="Of all ranks, and of the launcher.")]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")]
+Backend = Annotated[str, typer.Option(help="The all-reduce to measure, as `comm.backend` of an experiment.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -140,6 +141,24 @@ def cancel(job: JobFolder) -> int:
     from launch.jobs import cancel_job
 
     return cancel_job(job)
+
+
+@app.command()
+def doctor(
+    cluster: ClusterFile,
+    nodes: Nodes = None,
+    override: Set = None,
+    job: Job = None,
+    backend: Backend = "auto",
+    as_json: AsJson = False,
+) -> int:
+    """Examine the nodes, and the network between them, before a training does; about a minute.
+
+    The exit code is 0 if nothing is wrong, 1 if something is, 2 if nothing could be examined.
+    """
+    from launch.doctor import run_doctor
+
+    return run_doctor(cluster, nodes, override or (), job, backend, as_json)
 
 
 @app.command(hidden=True)

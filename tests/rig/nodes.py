@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,8 +32,10 @@ SSH = """\
 #!/bin/sh
 while :; do case "$1" in -[bcDEeFIiJLlmOopQRSWw]) shift 2;; -*) shift;; *) break;; esac; done
 node=${1#*@}; shift
-exec ip netns exec "PREFIX-$node" unshare --uts sh -c 'hostname "$0" && exec "$@"' "$node" \
-  env -i HOME=/root USER=root LOGNAME=root PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin sh -c "$*"
+. "FOLDER/$node"
+export look
+exec ip netns exec "PREFIX-$node" unshare --uts sh -c 'eval "$look"; hostname "$0" && exec "$@"' "$node" \
+  env -i HOME=/root USER=root LOGNAME=root PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin $more sh -c "$*"
 """
 
 
@@ -42,6 +45,7 @@ class Nodes:
     def __init__(self, count: int, network: str = "10.77.0") -> None:
         self.names = [f"node{number}" for number in range(1, count + 1)]
         self._network = network
+        self._groups: list[Path] = []
         self.prefix = f"rig{os.getpid()}"
         """A node's namespace is named PREFIX-NODE."""
 
@@ -64,7 +68,8 @@ class Nodes:
               **options: Any) -> subprocess.Popen[str]:
         """Start a program on a node, under the node's host name and with its /etc/hosts."""
         inside = ["ip", "netns", "exec", self._space(name), "unshare", "--uts", "sh", "-c",
-                  'hostname "$0" && exec "$@"', name, *map(str, argv)]
+                  "eval \"$look\"; hostname \"$0\" && exec \"$@\"", name, *map(str, argv)]
+        inside = ["sh", "-c", '. "$0"; export look; exec env $more "$@"', str(self._folder / name), *inside]
         return subprocess.Popen(inside, env={**os.environ, **(environment or {})}, text=True, **options)
 
     def ssh(self, folder: Path) -> dict[str, str]:
@@ -73,7 +78,7 @@ class Nodes:
         ``folder`` takes the stand-in for ssh.
         """
         script = folder / "ssh"
-        script.write_text(SSH.replace("PREFIX", self.prefix))
+        script.write_text(SSH.replace("PREFIX", self.prefix).replace("FOLDER", str(self._folder)))
         script.chmod(0o755)
         return {"PATH": f"{folder}:{os.environ['PATH']}"}
 
@@ -85,6 +90,37 @@ class Nodes:
             if rate is not None:
                 _ip("netns", "exec", space, "tc", "qdisc", "add", "dev", device, "root", "tbf", "rate", rate,
                     "burst", "256k", "latency", "20ms")
+
+    def hold(self, name: str, cores: float) -> None:
+        """Give what is started on a node from now on no more than so many cores, by a CPU quota. Raises OSError."""
+        v1 = Path("/sys/fs/cgroup/cpu/cpu.shares").exists()
+        group = Path("/sys/fs/cgroup/cpu" if v1 else "/sys/fs/cgroup", self._space(name))
+        group.mkdir()
+        self._groups.append(group)
+        quota, period = round(cores * 100_000), 100_000
+        if v1:
+            (group / "cpu.cfs_period_us").write_text(str(period))
+            (group / "cpu.cfs_quota_us").write_text(str(quota))
+        else:
+            (group / "cpu.max").write_text(f"{quota} {period}")
+        # In a namespace /sys/fs/cgroup is empty, where a real node sees its own, and a caller of ssh is in one too.
+        see = ("mount -t tmpfs none /sys/fs/cgroup; mkdir /sys/fs/cgroup/cpu; "
+               "mount -t cgroup -o cpu none /sys/fs/cgroup/cpu" if v1 else "mount -t cgroup2 none /sys/fs/cgroup")
+        self._begin(name, f"look={see!r}\n[ -e {group} ] || eval \"$look\"\necho $$ > {group}/cgroup.procs")
+
+    def shift_clock(self, name: str, seconds: float, library: str) -> None:
+        """Have what is started on a node from now on see a wrong time, by libfaketime."""
+        self._begin(name, f"more='LD_PRELOAD={library} FAKETIME={seconds:+.1f} FAKETIME_DONT_FAKE_MONOTONIC=1 "
+                          "NO_FAKE_STAT=1'")
+
+    def misname(self, name: str, address: str) -> None:
+        """Have a node's own /etc/hosts give a wrong address for its name."""
+        hosts = Path("/etc/netns", self._space(name), "hosts")
+        hosts.write_text(hosts.read_text().replace(f"{self.address(name)} {name}\n", f"{address} {name}\n"))
+
+    def _begin(self, name: str, line: str) -> None:
+        with (self._folder / name).open("a") as file:
+            file.write(f"{line}\n")
 
     def cut(self, name: str, *, cut: bool = True) -> None:
         """Take a node's cable out, or put it back."""
@@ -105,6 +141,9 @@ class Nodes:
         return [int(word) for word in done.stdout.split()]
 
     def _make(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="rig"))
+        for name in self.names:
+            self._begin(name, "more= look=")
         switch = self._space("switch")
         _ip("netns", "add", switch)
         _ip("-n", switch, "link", "add", "bridge", "type", "bridge")
@@ -133,6 +172,10 @@ class Nodes:
         for name in (*self.names, "switch"):
             subprocess.run(["ip", "netns", "del", self._space(name)], capture_output=True, check=False)
             shutil.rmtree(Path("/etc/netns", self._space(name)), ignore_errors=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        for group in self._groups:
+            with contextlib.suppress(OSError):
+                group.rmdir()
         with contextlib.suppress(OSError):
             Path("/etc/netns").rmdir()
 
