@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from distrib.config import Experiment
+from distrib.documents import Section
 from launch.cluster import Cluster
 
-KINDS = {
+KINDS: dict[str, tuple[type[Section], str, str]] = {
     "experiment": (Experiment, "an experiment", "section.key=value"),
     "cluster": (Cluster, "a cluster file", "key=value"),
 }
