@@ -28,7 +28,7 @@ MODES: dict[str, list[str]] = {
     "bf16": ["train.reduction=fast", "train.compress=bf16"],
     "powersgd": ["train.reduction=fast", "train.compress=powersgd", "train.powersgd_start=30"],
     "local": ["train.local_steps=10"],
-    "averaged": ["train.local_steps=10", "train.reduction=exact10", "train.outer_lr=1.0", "train.outer_momentum=0"],
+    "rounds": ["train.local_steps=10", "train.reduction=exact10", "train.outer_lr=1.0", "train.outer_momentum=0.5"],
 }
 """Overrides of the example's experiment, by mode. The digits' 625 steps are few for PowerSGD's usual start."""
 
