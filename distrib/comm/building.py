@@ -26,7 +26,7 @@ def cache_folder(part: str) -> Path:
 
 
 def shared_folder(part: str) -> Path:
-    """Where an image, or an environment that many use, carries builds of a part, made with XDG_CACHE_HOME=PREFIX/share."""
+    """Where an image, or an environment that many use, carries builds of a part (XDG_CACHE_HOME=PREFIX/share)."""
     return Path(sys.prefix, "share", "distrib", part)
 
 

@@ -18,9 +18,6 @@ def missing() -> str | None:
     if importlib.util.find_spec(PACKAGE) is None:
         return (f"{PACKAGE} is not installed; install oneccl-bind-pt as built for torch "
                 f"{importlib.metadata.version('torch')}, or choose another backend")
-    if world.comm_cpus:
-        os.environ.setdefault("CCL_WORKER_COUNT", str(len(world.comm_cpus)))
-        os.environ.setdefault("CCL_WORKER_AFFINITY", ",".join(map(str, world.comm_cpus)))
     try:
         importlib.import_module(PACKAGE)
     except (ImportError, OSError) as error:
@@ -38,6 +35,9 @@ def prepare(world: World) -> str:
     os.environ.setdefault("CCL_PROCESS_LAUNCHER", "none")
     os.environ.setdefault("CCL_LOCAL_RANK", str(world.local_rank))
     os.environ.setdefault("CCL_LOCAL_SIZE", str(world.local_size))
+    if world.comm_cpus:
+        os.environ.setdefault("CCL_WORKER_COUNT", str(len(world.comm_cpus)))
+        os.environ.setdefault("CCL_WORKER_AFFINITY", ",".join(map(str, world.comm_cpus)))
     try:
         importlib.import_module(PACKAGE)
     except (ImportError, OSError) as error:

@@ -1,7 +1,7 @@
 """One rank that sums: `python -m tests.rig.summing BACKEND [forever]` in the environment of a world.
 
-Prints one line of JSON: {"right": [...], "error": message or null, "after_s": seconds, "engine": [...]}: sizes whose sums
-were right, and the CPUs that oneCCL's thread may run on.
+Prints one line of JSON: {"right": [...], "error": message or null, "after_s": seconds, "engine": [...]}: sizes whose
+sums were right, and the CPUs that oneCCL's thread may run on.
 """
 
 from __future__ import annotations
