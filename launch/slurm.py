@@ -117,9 +117,10 @@ def _run(folder: JobFolder, allocation: str, all_output: bool) -> int:
         failed = outcome.code or 128 + signal.SIGTERM
         if _is_preempted(allocation):
             return _requeue(allocation, "preempted", failed) if requeue else failed
-        silent = [host for host, code in zip(_host_of_ranks(chosen, job), codes, strict=True) if code is None]
-        dead = _dead(allocation, list(dict.fromkeys(silent)))
-        if not dead:
+        silent = {host for host, code in zip(_host_of_ranks(chosen, job), codes, strict=True) if code is None}
+        # Spares are asked as well: one that died meanwhile should not cost an attempt.
+        dead = _dead(allocation, [*sorted(silent), *hosts[len(chosen):]]) if silent else []
+        if silent.isdisjoint(dead):
             return failed
         hosts = [host for host in hosts if host not in dead]
         say(f"{', '.join(dead)} starts no process and is given up")
