@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import socket
@@ -15,11 +16,9 @@ from pydantic import ConfigDict, Field
 
 from distrib.documents import Section, validate
 from distrib.errors import DistribError
-from launch.topology import read_topology
+from launch.machine import read_machine
+from launch.topology import read_text
 
-SETS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni", "amx_tile", "amx_bf16", "amx_int8", "asimd",
-        "sve", "bf16", "i8mm")
-"""The instruction sets that decide how fast, and with which last bits, a node computes."""
 MAX_BYTES = 1 << 24
 
 
@@ -157,30 +156,29 @@ def _read(path: Path, kind: type[Any]) -> Any:
         return None
 
 
-def read_machine(folder: Path, root: Path = Path("/")) -> Machine:
+def examine_machine(folder: Path, root: Path = Path("/")) -> Machine:
     """This node, and the folder of the job; local."""
     before = os.sched_getaffinity(0)
     # A rank is tied to some of its node's CPUs; the kernel grants all that the job may use.
     os.sched_setaffinity(0, range(os.cpu_count() or 1))
     try:
-        topology = read_topology(root)
+        found = read_machine(root)
     finally:
         os.sched_setaffinity(0, before)
-    info = _pairs(root / "proc/cpuinfo")
-    memory = _pairs(root / "proc/meminfo")
-    frequency = root / "sys/devices/system/cpu"
-    governors = {_text(frequency / f"cpu{cpu}/cpufreq/scaling_governor") for cpu in topology.cpus} - {""}
-    first = frequency / f"cpu{topology.cpus[0]}/cpufreq"
-    flags = set(info.get("flags", info.get("Features", "")).split())
+    topology = found.topology
+    free = _free(read_text(root / "proc/meminfo"))
+    system = root / "sys/devices/system/cpu"
+    governors = {read_text(system / f"cpu{cpu}/cpufreq/scaling_governor") for cpu in topology.cpus} - {""}
+    first = system / f"cpu{topology.cpus[0]}/cpufreq"
     return Machine(
         host=socket.gethostname(), kernel=platform.release(), python=platform.python_version(),
-        processor=info.get("model name", "") or platform.machine(),
-        instruction_sets=tuple(name for name in SETS if name in flags),
+        processor=found.model or platform.machine(), instruction_sets=found.instruction_sets,
         sockets=len({core.socket for core in topology.cores}), numa_nodes=len(topology.nodes),
         cores=len(topology.cores), cpus=len(topology.cpus), machine_cpus=topology.machine_cpus, quota=topology.quota,
-        governor=", ".join(sorted(governors)) or None, driver=_text(first / "scaling_driver") or None,
-        max_mhz=_kilo(_text(first / "cpuinfo_max_freq")),
-        memory_bytes=_kibibytes(memory.get("MemTotal", "")), free_bytes=_kibibytes(memory.get("MemAvailable", "")),
+        governor=", ".join(sorted(governors)) or None, driver=read_text(first / "scaling_driver") or None,
+        max_mhz=_kilo(read_text(first / "cpuinfo_max_freq")),
+        memory_bytes=min(found.memory_bytes, found.memory_limit_bytes or found.memory_bytes),
+        free_bytes=min(free, found.memory_limit_bytes or free),
         shm_bytes=_total(root / "dev/shm"), disk_bytes=shutil.disk_usage(folder).free,
         limits={name: resource.getrlimit(number)[0] for name, number in (
             ("nofile", resource.RLIMIT_NOFILE), ("memlock", resource.RLIMIT_MEMLOCK),
@@ -189,28 +187,15 @@ def read_machine(folder: Path, root: Path = Path("/")) -> Machine:
     )
 
 
+def _free(meminfo: str) -> int:
+    found = re.search(r"^MemAvailable:\s*(\d+) kB$", meminfo, re.MULTILINE)
+    return int(found[1]) << 10 if found else 0
+
+
 def _speeds(interfaces: Path) -> dict[str, int]:
     # A virtual interface has no device, and tells a speed that it made up.
-    found = {path.parent.name: _text(path.parent / "speed") for path in sorted(interfaces.glob("*/device"))}
+    found = {path.parent.name: read_text(path.parent / "speed") for path in sorted(interfaces.glob("*/device"))}
     return {name: int(speed) for name, speed in found.items() if speed.isdigit() and int(speed) > 0}
-
-
-def _pairs(path: Path) -> dict[str, str]:
-    """The first paragraph of a kernel's file of ``name: value`` lines."""
-    lines = _text(path).partition("\n\n")[0].splitlines()
-    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return ""
-
-
-def _kibibytes(text: str) -> int:
-    number = text.removesuffix("kB").strip()
-    return int(number) << 10 if number.isdigit() else 0
 
 
 def _kilo(text: str) -> int | None:

@@ -194,8 +194,8 @@ def _slow_pairs(links: Mapping[tuple[str, str], Link], rates: Mapping[tuple[str,
         for pair in ((a, b), (b, a)):
             part *= 1 - (links[pair].waited or 0.0 if pair in links else 0.0)
         part = max(part, LEAST_PART)
-        there, back = rates.get((a, b), 0.0), rates.get((b, a), 0.0)
-        if min(there, back) < SLOW_LINK * part * usual:
+        known = [rates[pair] for pair in ((a, b), (b, a)) if pair in rates]
+        if known and min(known) < SLOW_LINK * part * usual:
             found.append((a, b))
     return found
 

@@ -12,14 +12,14 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from launch.facts import read_machine
+from launch.facts import examine_machine
 
 
 def main(words: list[str]) -> NoReturn:
     folder, backend = Path(words[0]), words[1]
     path = folder / f"machine-{os.environ.get('RANK', '0')}.json"
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(read_machine(folder).model_dump_json())
+    temporary.write_text(examine_machine(folder).model_dump_json())
     temporary.replace(path)
     os.execv(sys.executable, [sys.executable, "-m", "distrib.probe", str(folder), backend])  # noqa: S606
 

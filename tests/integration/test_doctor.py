@@ -76,6 +76,16 @@ def test_healthy_nodes_are_found_healthy(nodes: Nodes, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(200)
+def test_a_host_that_can_not_be_reached_is_named_and_the_other_examined(nodes: Nodes, tmp_path: Path) -> None:
+    code, answer = examine(nodes, tmp_path, "node[1,9]")
+    assert complaints(answer).keys() == {"reach node9"}
+    assert code == 1
+    (node,) = answer["nodes"]
+    assert node["name"] == "node1"
+    assert node["probe"]["compute"]["fp32"] > 0
+
+
+@pytest.mark.timeout(200)
 def test_four_defects_are_named_and_nothing_else(nodes: Nodes, tmp_path: Path) -> None:
     library = faketime()
     assert library is not None

@@ -6,7 +6,7 @@ import statistics
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launch.cluster import Cluster
@@ -197,6 +197,7 @@ def test_every_finding_says_why_and_what_to_do() -> None:
             assert finding.remedy
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([what for what in DEFECTS if what != "probe"]), min_size=4, max_size=4, unique=True),
        st.permutations(range(10)))
 def test_four_defects_on_four_of_ten_nodes(whats: list[str], ranks: list[int]) -> None:
@@ -276,6 +277,12 @@ def test_two_slow_nodes_of_four() -> None:
     assert facts.complaints() == {("link", "n0"), ("link", "n1")}
 
 
+def test_a_node_that_told_nothing_of_its_links_is_not_blamed_for_them() -> None:
+    facts = Facts(4)
+    facts.probe(2)["links"] = {}
+    assert facts.complaints() == set()
+
+
 def test_a_port_that_runs_slower_is_the_likely_cause() -> None:
     facts = Facts(3)
     spoil(facts, "link", 2)
@@ -342,6 +349,7 @@ def test_a_host_that_lacks_torch_and_one_that_does_not_reach_the_first() -> None
     facts = Facts(4)
     for rank in (0, 3):
         facts.probe(rank)["absent"] = [1, 2]
+        facts.probe(rank)["links"] = {str(3 - rank): facts.probe(rank)["links"][str(3 - rank)]}
     facts.probes[1] = {"host": "n1", "error": "a package is missing: No module named 'torch'"}
     facts.probes[2] = {"host": "n2", "error": "start: failed to connect", "own_name": ["10.0.0.2"]}
     verdict = facts.verdict()
