@@ -19,7 +19,7 @@ from tests.rig.slurm import Slurm, why_not
 
 LIMIT_S = 90
 STEPS = 60
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture(scope="module")
