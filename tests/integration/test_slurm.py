@@ -238,6 +238,7 @@ def test_cancel_lets_ranks_save(site: Site) -> None:
     assert site.ended(waiting) == "CANCELLED"
 
 
+@pytest.mark.soak  # two node deaths and the wait until Slurm notices
 def test_dead_nodes_without_spares_requeue(site: Site) -> None:
     batch, other = Stub(site, total=60), Stub(site, "spares: 1", nodes=2, total=60)
     its_host = batch.submit()
@@ -325,6 +326,7 @@ def test_a_stopped_run_leaves_nothing(site: Site, number: signal.Signals) -> Non
     site.until(lambda: not site.left() and not site.jobs(), "nothing is left")
 
 
+@pytest.mark.soak  # the shortest time limit is a minute
 def test_the_time_limit_requeues(timed: tuple[Site, Stub, Path]) -> None:
     site, stub, job = timed
     assert site.ended(job) == "COMPLETED", site.words()
