@@ -111,6 +111,8 @@ class Probe(_Facts):
 
     host: str = ""
     error: str | None = None
+    boot: str = ""
+    """The same for nodes that are containers or namespaces of one machine; empty if unknown."""
     finished: bool = False
     versions: dict[str, str | None] = Field(default_factory=dict)
     own_name: tuple[str, ...] | None = None

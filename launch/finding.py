@@ -52,6 +52,11 @@ class Case:
         """Of those nodes that computed, by name."""
         return {name: probe.compute for name, probe in self.probes.items() if probe.compute is not None}
 
+    def apart(self, first: str, second: str) -> bool:
+        """Whether two hosts have cores of their own, rather than being parts of one machine."""
+        boots = [self.probes[host].boot for host in (first, second) if host in self.probes]
+        return len(boots) < 2 or not boots[0] or boots[0] != boots[1]
+
     def name(self, rank: int) -> str:
         """The name of a rank's host."""
         return self.nodes[rank].name if rank < len(self.nodes) else f"rank {rank}"

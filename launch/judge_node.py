@@ -39,7 +39,8 @@ def held_hosts(case: Case) -> dict[str, float]:
     """Hosts that do not get their cores: name -> cores that they get. Their speed follows from that."""
     computes, found = case.computes, dict(_by_quota(case))
     for host, mine in computes.items():
-        others = [other.share for name, other in computes.items() if name != host]
+        # Of one machine, parts that are measured in turn differ by what else ran just then.
+        others = [other.share for name, other in computes.items() if name != host and case.apart(host, name)]
         missing = mine.threads * (1 - mine.share)
         is_low = bool(others) and mine.share < LOW_SHARE * statistics.median(others)
         is_held = missing > HELD_CORES and mine.idle_cores >= missing / 2
@@ -184,6 +185,9 @@ def _part(mine: Compute, peers: Iterable[Compute], kind: str) -> float:
 
 
 def _alike(case: Case, first: str, second: str) -> bool:
+    if not case.apart(first, second):
+        return False
+
     def kind(host: str) -> tuple[object, ...]:
         machine = case.machines.get(host)
         about = (machine.processor, machine.instruction_sets, machine.sockets) if machine else ()

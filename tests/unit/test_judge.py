@@ -53,14 +53,17 @@ class Facts:
         return found
 
     def slow_link(self, a: int, b: int, part: float = 0.01) -> None:
-        self.probe(a)["links"][str(b)]["received"] *= part
-        self.probe(b)["links"][str(a)]["received"] *= part
+        for link in (self.probe(a)["links"][str(b)], self.probe(b)["links"][str(a)]):
+            if "received" in link:
+                link["received"] *= part
 
     def shift_clock(self, rank: int, seconds: float) -> None:
         for other in range(len(self.probes)):
             if other != rank:
                 low, high = min(rank, other), max(rank, other)
-                self.probe(low)["links"][str(high)]["ahead_s"] += seconds if rank == high else -seconds
+                link = self.probe(low)["links"][str(high)]
+                if "ahead_s" in link:
+                    link["ahead_s"] += seconds if rank == high else -seconds
 
     def verdict(self, lost: tuple[Finding, ...] = ()) -> Verdict:
         cluster = Cluster.model_validate(self.cluster)
@@ -325,6 +328,18 @@ def test_speeds_of_busy_nodes_are_not_compared() -> None:
     verdict = facts.verdict()
     assert verdict.findings == ()
     assert "40% of their cores" in verdict.notes[0]
+
+
+def test_parts_of_one_machine_share_its_cores() -> None:
+    facts = Facts(4)
+    for rank in range(4):
+        facts.probe(rank)["boot"] = "same"
+    spoil(facts, "busy", 0)
+    spoil(facts, "slow cores", 1)
+    assert facts.complaints() == set()
+    facts.probe(0)["boot"] = "another"
+    assert facts.complaints() == {("cores", "n0")}
+    assert facts.complaints() | {spoil(facts, "hidden quota", 2)} == facts.complaints()
 
 
 def test_the_all_reduce_is_judged_where_nothing_explains_it() -> None:
