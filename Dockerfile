@@ -38,7 +38,7 @@ COPY distrib/comm/__init__.py distrib/comm/building.py distrib/comm/oneccl_build
 RUN XDG_CACHE_HOME=/opt/distrib/share python -c 'from distrib.comm.oneccl_build import build; build(print)' \
  && find /opt/distrib/lib -type d '(' -path '*/torch/include' -o -path '*/torch/test' -o -name tests ')' -prune -exec rm -r {} + \
  && find /opt/distrib/lib -path '*/torch/bin/*' -type f ! -name torch_shm_manager -delete \
- && python -m compileall -q -j 0 /opt/distrib/lib
+ && python -m compileall -q -j 0 -x '/py3[0-9]+_' /opt/distrib/lib
 
 FROM build AS project
 COPY README.md ./

@@ -92,13 +92,14 @@ def test_two_ranks_of_a_container_train_the_same_model(image: Image, digits: Pat
 
 @pytest.mark.timeout(3 * LIMIT_S)
 def test_mpirun_starts_a_container_a_rank(image: Image, digits: Path, expected: str, tmp_path: Path) -> None:
+    """The containers share the host's process numbers, which oneCCL tells the ranks of a host apart by."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     done = image.run("distrib", "train", "/digits/digits.yaml", "--set", "data.dataset=/data/dataset", "--run",
                      "/runs/mpirun", *TWENTY, limit_s=LIMIT_S,
                      before=("mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", "2"),
-                     options=(*mounts(digits, tmp_path / "runs"), "--env", "OMPI_COMM_WORLD_*",
+                     options=(*mounts(digits, tmp_path / "runs"), "--pid", "host", "--env", "OMPI_COMM_WORLD_*",
                               "--env", "MASTER_ADDR=127.0.0.1", "--env", f"MASTER_PORT={port}"))
     assert done.returncode == 0, done.stderr[-3000:]
     trained = json.loads(done.stdout)
