@@ -25,10 +25,9 @@ from launch.jobs import create_job
 from launch.local import Options, say
 from launch.plan import Plan
 from launch.reach import check_hosts
-from launch.remote import Starter, meeting_port, run_attempt
+from launch.remote import Starter, meeting_port, run_attempt, supervisor_argv
 
 ASK_S = 20.0
-SUPERVISOR = Path(__file__).with_name("remote_rank.py")
 
 
 @dataclass(frozen=True)
@@ -112,11 +111,6 @@ def make_starter(cluster: Cluster, mpi: Mpi, start: Start, folder: JobFolder, at
                                                                          "TMPDIR", "SSH_"))}
     # Both kinds of mpirun pass SIGUSR1 on and live; on SIGTERM Open MPI kills ranks after a second.
     return Starter(tuple(argv), environment, signal.SIGUSR1)
-
-
-def supervisor_argv(job: Path, attempt: str) -> list[str]:
-    """The command of every rank."""
-    return [sys.executable, "-I", "-S", str(SUPERVISOR), str(job), attempt]
 
 
 def run_plan(plan: Plan, options: Options) -> int:

@@ -30,6 +30,7 @@ from launch.report import Ending, first_failure, signal_name, tell_failure, tell
 
 STOPS = (*LOCAL_STOPS, signal.SIGUSR1)
 """Slurm's warning before the time limit is SIGUSR1."""
+SUPERVISOR = Path(__file__).with_name("remote_rank.py")
 LOOK_S = 0.25
 """How often the job's folder is looked at."""
 LATE_S = 5.0
@@ -58,6 +59,11 @@ class Outcome:
     """The signal that asked this launcher to stop; 0: none."""
     lost: tuple[str, ...] = ()
     """Hosts whose ranks left without a word: a node or mpirun's daemon there died."""
+
+
+def supervisor_argv(job: Path, attempt: str) -> list[str]:
+    """The command of every rank."""
+    return [sys.executable, "-I", "-S", str(SUPERVISOR), str(job), attempt]
 
 
 def meeting_port() -> int:

@@ -25,9 +25,8 @@ from launch.cluster import Cluster
 from launch.job import Job, JobFolder, Start
 from launch.jobs import create_job
 from launch.local import Options, say, signal_inbox
-from launch.mpirun import supervisor_argv
 from launch.plan import Plan
-from launch.remote import STOPS, Starter, meeting_port, run_attempt
+from launch.remote import STOPS, Starter, meeting_port, run_attempt, supervisor_argv
 from launch.sbatch import ask, resources
 
 OF_SRUN = re.compile(r"SLURM_(NTASKS.*|NPROCS|NNODES|CPUS_PER_TASK|TRES_PER_TASK|DISTRIBUTION|CPU_BIND.*|HINT|HOSTFILE"
