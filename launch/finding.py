@@ -20,7 +20,7 @@ class Finding:
 
     check: str
     """reach, probe, folder, versions, processor, cores, frequency, speed, memory, disk, shm, limits, clock, names,
-    link or all-reduce."""
+    link, latency or all-reduce."""
     hosts: tuple[str, ...]
     """Whose fault it is; both ends of a link where it may be either's; all, where it is nobody's alone."""
     fact: str

@@ -34,9 +34,8 @@ def judge_network(case: Case, held: Mapping[str, float]) -> list[Finding]:
         return []
     found = [*_folder(case), *_clock(case), *_own_names(case), *_other_names(case)]
     links = [*_links(case, held), *_latency(case)]
-    named = {host for finding in links if finding.fact.startswith("bandwidth") for host in finding.hosts}
-    found += [finding for finding in links
-              if finding.fact.startswith("bandwidth") or not named.intersection(finding.hosts)]
+    named = {host for finding in links if finding.check == "link" for host in finding.hosts}
+    found += [finding for finding in links if finding.check == "link" or not named.intersection(finding.hosts)]
     if not links and not held:
         found += _all_reduce(case)
     return found
@@ -239,7 +238,7 @@ def _latency(case: Case) -> list[Finding]:
     found = []
     for where in _guilty(late, latencies):
         mine = min(seconds for pair, seconds in latencies.items() if set(where) <= set(pair))
-        found.append(Finding("link", where, f"latency {mine * 1e6:.0f} us, the others' {usual * 1e6:.0f}",
+        found.append(Finding("latency", where, f"latency {mine * 1e6:.0f} us, the others' {usual * 1e6:.0f}",
                              "another building or switch, power saving, or a busy network",
                              "place nodes near each other; check the processor's idle states"))
     return found

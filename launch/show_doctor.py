@@ -19,7 +19,7 @@ COLUMNS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     ("frequency", ("frequency",), False), ("GFLOP/s\nfp32 bf16", ("speed",), True), ("memory\nGB/s", ("memory",), True),
     ("memory\nfree", ("memory",), True), ("disk", ("disk",), False), ("shm", ("shm",), False),
     ("open\nfiles", ("limits",), False), ("clock", ("clock",), True), ("own name", ("names",), False),
-    ("Gbit/s\nleast best", ("link",), True), ("latency\nus", ("link",), True),
+    ("Gbit/s\nleast best", ("link",), True), ("latency\nus", ("latency",), True),
 )
 """Heading, the checks whose findings mark it, whether it is shown without any."""
 

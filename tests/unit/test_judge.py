@@ -117,7 +117,7 @@ def spoil(facts: Facts, what: str, rank: int) -> tuple[str, ...]:
     if what == "far":
         for other in others:
             facts.probe(min(rank, other))["links"][str(max(rank, other))]["latency_s"] = 0.003
-        return ("link", host)
+        return ("latency", host)
     if what == "clock":
         facts.shift_clock(rank, -3.0)
         return ("clock", host)
