@@ -7,7 +7,7 @@ BACKENDS := $(VENV)/.backends
 IPEX := .venv-ipex
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check soak test-ipex bench clean
+.PHONY: help install demo test check soak test-ipex test-image bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -35,7 +35,7 @@ demo: $(INSTALLED) ## Real digits: prepare, train on two ranks, evaluate, export
 
 # Two files at a time: many a test waits more than it computes.
 test: $(INSTALLED) $(BACKENDS) ## All tests
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(INSTALLED) ## Lint, types, import layers
 	$(BIN)/ruff check .
@@ -45,6 +45,10 @@ check: $(INSTALLED) ## Lint, types, import layers
 
 soak: $(INSTALLED) $(BACKENDS) ## Long runs: every combination at every world size, seeds of the accuracy claims
 	$(BIN)/python -m pytest -m soak --timeout 7200
+
+test-image: $(INSTALLED) $(BACKENDS) ## The container image: built and run without a Docker engine; six minutes at first
+	bash .ci/system-packages image
+	$(BIN)/python -m pytest -m image
 
 test-ipex: $(IPEX)/.installed ## Training with torch 2.8 and IPEX, in .venv-ipex: several GB, made for this
 	$(IPEX)/bin/python -m pytest -m ipex

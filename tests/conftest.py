@@ -69,6 +69,16 @@ def write_dataset(folder: Path, *, train: int = 90, val: int = 30, test: int = 0
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _same_environment() -> Iterator[None]:
+    """What a test leaves in the environment, such as gloo's interface, is not for the next."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys() - {"PYTEST_CURRENT_TEST"}:
+        del os.environ[name]
+    os.environ.update({name: value for name, value in before.items() if name != "PYTEST_CURRENT_TEST"})
+
+
 @pytest.fixture
 def make_dataset(tmp_path: Path) -> MakeDataset:
     """Writes a dataset of generated images; takes the keyword arguments of `write_dataset`."""

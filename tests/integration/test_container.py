@@ -17,6 +17,7 @@ from tests.rig.image import Image, why_not
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "examples" / "digits"
 LIMIT_S = 120
+pytestmark = pytest.mark.image
 NOBODY = "12345:12345"
 """A user that no /etc/passwd knows."""
 TWENTY = ("--set", "train.steps=20", "--set", "evaluate.every_epochs=10", "--set", "evaluate.bootstrap=20", "--json")

@@ -54,8 +54,9 @@ HUNDRED = ("--set", "train.steps=100", "--set", "evaluate.every_epochs=10", "--s
 
 
 @pytest.mark.parametrize(("optimizer", "precision", "sampling", "reduction"),
-                         [("sgd", "fp32", "shuffle", "exact"), ("adamw", "bf16", "balanced", "exact"),
-                          ("adamw", "fp32", "shuffle", "exact10"),
+                         [("sgd", "fp32", "shuffle", "exact"), ("adamw", "bf16", "balanced", "exact10"),
+                          pytest.param("adamw", "bf16", "balanced", "exact", marks=pytest.mark.soak),
+                          pytest.param("adamw", "fp32", "shuffle", "exact10", marks=pytest.mark.soak),
                           pytest.param("adamw", "fp32", "shuffle", "exact16", marks=pytest.mark.soak),
                           pytest.param("adamw", "fp32", "balanced", "exact", marks=pytest.mark.soak),
                           pytest.param("sgd", "bf16", "shuffle", "exact16", marks=pytest.mark.soak)])
@@ -97,6 +98,7 @@ def test_every_world_size_trains_the_same_model_in_local_steps(start: Start, exp
     assert losses[0] == losses[1] == losses[2]
 
 
+@pytest.mark.soak
 def test_local_steps_stopped_and_resumed_at_other_world_sizes(start: Start, experiment: Path, tmp_path: Path) -> None:
     arguments = (experiment, *HUNDRED, *LOCAL, "--set", "checkpoint.keep_last=100")
     whole = train(start, 2, *arguments, "--run", tmp_path / "whole")
@@ -123,7 +125,7 @@ def test_local_steps_stopped_and_resumed_at_other_world_sizes(start: Start, expe
     assert ledger(run) == ledger(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("compress", ["bf16", "powersgd"])
+@pytest.mark.parametrize("compress", ["bf16", pytest.param("powersgd", marks=pytest.mark.soak)])
 def test_compressed_sums_train_on_several_ranks(start: Start, experiment: Path, tmp_path: Path, compress: str) -> None:
     # ResNet-18 has several buckets, whose messages must not get into each other's way.
     for size, steps in ((1, 4), (3, 8)):  # resumed at another world size
