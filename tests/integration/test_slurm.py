@@ -18,7 +18,7 @@ from tests.conftest import EXPERIMENT, REPOSITORY
 from tests.rig.slurm import Slurm, why_not
 
 LIMIT_S = 90
-STEPS = 60
+STEPS = 40
 pytestmark = pytest.mark.timeout(240)
 
 
@@ -170,7 +170,7 @@ class Training:
 
     def command(self, run: Path) -> list[str | Path]:
         return [sys.executable, "-m", "distrib", "train", self._experiment, "--json", "--set", f"train.steps={STEPS}",
-                "--set", "evaluate.every_epochs=50", "--set", "checkpoint.every_steps=20", "--run", run]
+                "--set", "evaluate.every_epochs=50", "--set", "checkpoint.every_steps=10", "--run", run]
 
 
 @pytest.fixture(scope="module")

@@ -143,6 +143,7 @@ def test_every_world_size_up_to_the_number_of_lanes(start: Start, experiment: Pa
     assert len(digests) == 1
 
 
+@pytest.mark.soak
 def test_ordinary_sums_would_not_pass(start: Start, experiment: Path, tmp_path: Path) -> None:
     # Shows that the equality above is the reduction's doing: ordinary sums do depend on the ranks.
     digests = {train(start, size, experiment, *HUNDRED, "--set", "train.reduction=fast", "--run",
