@@ -64,6 +64,7 @@ def complaints(answer: dict[str, Any]) -> dict[str, str]:
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.soak
 def test_healthy_nodes_are_found_healthy(nodes: Nodes, tmp_path: Path) -> None:
     code, answer = examine(nodes, tmp_path)
     assert complaints(answer) == {}

@@ -84,6 +84,7 @@ def test_ham10000_from_pictures_to_a_score(ham10000: Path) -> None:
 
 
 @pytest.mark.timeout(_TIME_LIMIT_S * 3)
+@pytest.mark.soak
 def test_isic2020_from_pictures_to_a_score(tmp_path: Path) -> None:
     generate(tmp_path, "isic2020", "ISIC2020", "--images", "250", "--max-side", "96", "--seed", "1")
     report = run_json(tmp_path, readme_command("distrib prepare", "ISIC2020/train"))

@@ -204,6 +204,7 @@ def test_the_model_is_the_same(site: Site, training: Training) -> None:
     assert training.digest in site.ask("logs", job)[0]
 
 
+@pytest.mark.soak  # a minute and a half
 def test_preempted_and_requeued_then_a_node_dies(site: Site, training: Training) -> None:
     run = site.folder / "run"
     job = site.submit(site.cluster("spares: 1"), *training.command(run), options=("--nodes", "3"))
