@@ -63,7 +63,7 @@ def test_silence_and_leaving(start: Start, action: str) -> None:
     check(start, action, "training", 2, True)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(280)
 def test_survivors_make_a_group_of_their_own_over_tcp(start: Start) -> None:
     """Over shared memory they can not: oneCCL's transport there stays broken."""
     check(start, "kill", "training", 3, False, again=True)

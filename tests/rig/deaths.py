@@ -210,7 +210,7 @@ def run_trial(plan: Plan, backend: str, again: bool) -> Trial | dict[str, Any]:
         os.kill(pids[plan.victim], SIGNALS[plan.action])
         trial = Trial(plan, board.read(plan.victim))
         waited_for = [rank for rank in range(SIZE) if rank != plan.victim or plan.action == "leave"]
-        while len(codes) < len(waited_for) and time.monotonic() < died + LIMIT_S + 15 * again:
+        while len(codes) < len(waited_for) and time.monotonic() < died + LIMIT_S + 60 * again:
             for rank in waited_for:
                 if rank not in codes and (ended := os.waitpid(pids[rank], os.WNOHANG))[0]:
                     codes[rank] = os.waitstatus_to_exitcode(ended[1])
