@@ -26,15 +26,17 @@ def expand(text: str) -> list[str]:
     names = ["".join(parts) for parts in itertools.product(*choices)]
     for name in names:
         if not NAME.fullmatch(name) or len(name) > 253:
-            raise ValueError(f"{printable(name)!r} is no name of a host (letters, digits, dots and hyphens)")
+            raise ValueError(f"{printable(name)!r} is no name of a host (letters, digits, dots, hyphens, underscores)")
     return names
 
 
 def _range(piece: str, text: str) -> list[str]:
-    found = re.fullmatch(r"(\d+)(?:-(\d+))?", piece)
+    found = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", piece)
     if not found:
         raise ValueError(f"{printable(text)!r} is no list of hosts; write for example node[1-4,7]")
     first, last = found[1], found[2] or found[1]
+    if int(last) < int(first):
+        raise ValueError(f"{printable(text)!r} runs backwards; write the smaller number of hosts first")
     if int(last) - int(first) >= MAX_HOSTS:
         raise ValueError(f"{printable(text)!r} means more than {MAX_HOSTS} hosts")
     return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distrib.entry import put
-from distrib.errors import ConfigError, WorldError, printable
+from distrib.errors import ConfigError, StorageError, WorldError, printable
 from launch.job import JobFolder
 
 if TYPE_CHECKING:
@@ -51,7 +51,11 @@ def submit_plan(plan: Plan, path: Path | None, as_json: bool, array: str | None 
     tasks, earlier = array_tasks(array) if array else [], earlier_jobs(after)
     folder = create_job(plan, path, attached=False)
     record = submit(plan, folder, tasks, array, earlier) if slurm else _submit_here(plan, folder)
-    folder.write(folder.submitted, record)
+    try:
+        folder.write(folder.submitted, record)
+    except StorageError:  # nobody could ask for it, or cancel it
+        _cancel(folder, record)
+        raise
     put(json.dumps({"job": str(folder.path), **record}) if as_json else str(folder.path))
     return 0
 
@@ -65,7 +69,7 @@ def _submit_here(plan: Plan, folder: JobFolder) -> dict[str, Any]:
 
 
 def show_status(path: Path, as_json: bool) -> int:
-    """Print how a job is doing; exit code 0 while it waits or runs and after success, else the job's."""
+    """Print how a job is doing; exit code 0, however it does."""
     folder = JobFolder(path.absolute())
     document = describe_job(folder)
     if as_json:
@@ -102,7 +106,10 @@ def job_state(folder: JobFolder) -> dict[str, Any]:
     """{"state": waiting | running | ended ..., "running": whether it may yet go on, "reason": why, if known}."""
     record = folder.submitted_record()
     if record is None:
-        return {"state": "started by hand", "running": True}
+        number = folder.last_attempt()
+        reports = folder.reports(number) if number else {}
+        ended = number > 0 and sum(r.code is not None for r in reports.values()) == folder.start(number).size
+        return {"state": "ended" if ended else "started by hand", "running": not ended}
     if record["launcher"] == "slurm":
         from launch.sbatch import state
 
@@ -120,6 +127,12 @@ def cancel_job(path: Path) -> int:
     if record is None:
         raise WorldError(f"{folder.path} was not submitted", "nothing was cancelled",
                          "end it where `launch run` runs, with Ctrl-C")
+    put(f"{folder.path}: {_cancel(folder, record)}")
+    return 0
+
+
+def _cancel(folder: JobFolder, record: dict[str, Any]) -> str:
+    """Ask a job to end; what came of it."""
     if record["launcher"] == "slurm":
         from launch.sbatch import cancel
 
@@ -128,9 +141,14 @@ def cancel_job(path: Path) -> int:
         raise WorldError(f"the job runs below a process of {record['host']}", "nothing was cancelled",
                          f"cancel it on {record['host']}")
     elif _start_time(record["pid"]) == record["started"]:
-        os.kill(record["pid"], signal.SIGTERM)
-    put(f"{folder.path}: asked to end")
-    return 0
+        try:
+            os.kill(record["pid"], signal.SIGTERM)
+        except OSError as error:
+            raise WorldError(f"process {record['pid']} of {folder.path} can not be ended: {error.strerror}",
+                             "the job goes on", "cancel it as the user who submitted it") from error
+    else:
+        return "has ended already"
+    return "asked to end"
 
 
 def show_logs(path: Path, rank: int | None, follow: bool) -> int:

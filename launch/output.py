@@ -16,6 +16,8 @@ from launch.job import read_error, read_tail
 
 MAX_LINE_BYTES = 1 << 16
 TAIL_LINES = 12
+DRAIN_CHUNKS = 256
+"""At most so much of what a rank still writes is passed on before it is told to end."""
 
 
 class Output:
@@ -108,8 +110,9 @@ class Output:
     def drain(self, selector: selectors.BaseSelector) -> None:
         """Pass on what is left in the pipes, without waiting for more."""
         for fd in list(self._open):
-            while self.pump(fd, selector):
-                pass
+            for _ in range(DRAIN_CHUNKS):
+                if not self.pump(fd, selector):
+                    break
 
     def error_of(self, rank: int) -> tuple[str, float | None]:
         """The message that a rank left, and when; or nothing."""

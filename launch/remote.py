@@ -156,7 +156,8 @@ class _Watch:
     def _advance(self, now: float) -> None:
         if not self._signalled:
             if now >= self._start_by and len(self._reports) < self._plan.size:
-                say(f"{', '.join(self._hosts_of(self._silent()))}: ranks did not start within "
+                late = [rank for rank in range(self._plan.size) if rank not in self._reports]
+                say(f"{', '.join(self._hosts_of(late))}: ranks did not start within "
                     f"{self._start_s:g} s (start_s)")
                 self._ask_to_end(now, 0.0)
                 return
@@ -180,7 +181,7 @@ class _Watch:
         self._signalled = True
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._pid(), self._starter.stop_signal)
-        self._end_at = now + grace_s + (LATE_S if grace_s == self._stop_grace_s else 0)
+        self._end_at = now + grace_s
 
     def _wait(self) -> None:
         for _ in self._selector.select(LOOK_S):
@@ -197,7 +198,7 @@ class _Watch:
                 self._end_at, self._kill_at = float("inf"), now + LATE_S
             return
         self._stop, self._stopped_at = number, now
-        self._ask_to_end(now, self._stop_grace_s)
+        self._ask_to_end(now, self._stop_grace_s + LATE_S)  # the supervisors kill at stop_grace_s
         say(f"{signal_name(number)}: passed on; ranks have {self._stop_grace_s:g} s to save and end"
             + (" (Ctrl-C again kills them)" if number == signal.SIGINT else ""))
 
@@ -208,6 +209,7 @@ class _Watch:
     def _outcome(self, code: int) -> Outcome:
         if self._relay:
             self._relay.pass_on()
+            self._relay.finish()
         self._tell_failure()
         endings, silent = self._endings(), self._silent()
         lost = self._hosts_of(silent)
@@ -258,6 +260,12 @@ class _Relay:
                 continue
             self._rests[path] = rest
             _write(sys.stderr.buffer, b"".join(f"[rank {rank}] ".encode() + line + b"\n" for line in lines))
+
+    def finish(self) -> None:
+        """Pass on last lines without an end."""
+        for rank, path in self._logs:
+            if rest := self._rests[path]:
+                _write(sys.stderr.buffer, f"[rank {rank}] ".encode() + rest + b"\n")
 
 
 def _write(stream: BinaryIO, content: bytes) -> None:
