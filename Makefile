@@ -68,6 +68,7 @@ bench: $(INSTALLED) ## The measurements that the README quotes; wants a quiet ma
 	$(BIN)/python benchmarks/allreduce.py
 	$(BIN)/python benchmarks/ddp_step.py steps
 	$(BIN)/python benchmarks/ddp_step.py scale
+	$(BIN)/python benchmarks/placement.py
 
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) $(IPEX) .pytest_cache .mypy_cache .ruff_cache .hypothesis
