@@ -29,6 +29,7 @@ from launch.finding import Finding
 from launch.job import JobFolder, Start, read_tail
 from launch.judge import Verdict, judge
 from launch.local import say
+from launch.plan import named_hosts
 
 LIMIT_S = 330.0
 """A job of probes is ended then; each probe ends itself earlier."""
@@ -84,11 +85,7 @@ def host_names(cluster: Cluster, num_nodes: int | None) -> list[str | None]:
             raise ConfigError(f"--nodes {wished}, but `launcher: local` has one node, this machine",
                               "nothing was started", "leave --nodes out")
         return [None] * (wished or 1)
-    known = [name for group in cluster.groups for name in group.hosts]
-    if wished and wished > len(known):
-        raise ConfigError(f"{wished} nodes are wished, but the cluster file has {len(known)} hosts",
-                          "nothing was started", "lower --nodes, or add hosts")
-    return [*known[:wished]]
+    return [name for name, _ in named_hosts(cluster, num_nodes)]
 
 
 def to_json(cluster: Cluster, nodes: Sequence[Node], verdict: Verdict) -> dict[str, object]:

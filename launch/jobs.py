@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from distrib.entry import put
 from distrib.errors import ConfigError, StorageError, WorldError, printable
 from launch.job import JobFolder
+from launch.processes import stat_fields
 
 if TYPE_CHECKING:
     from launch.plan import Plan
@@ -191,8 +192,7 @@ class _Tail:
 def _start_time(pid: int) -> str | None:
     """When a process started, in the kernel's ticks; None if there is none. With the pid it names one process."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        fields = stat_fields(pid)
     except OSError:
         return None
-    fields = stat[stat.rindex(")") + 2:].split()
     return None if fields[0] == "Z" else fields[19]

@@ -28,7 +28,7 @@ from launch.cluster import Cluster
 from launch.job import JobFolder
 from launch.output import Output
 from launch.plan import Plan, build_plan, wrapped
-from launch.processes import adopt_orphans, adopted, signal_adopted, signal_group
+from launch.processes import adopt_orphans, adopted, exit_code, signal_adopted, signal_group
 from launch.report import Ending, first_failure, signal_name, tell_failure, tell_stop
 from launch.topology import read_topology
 
@@ -120,10 +120,7 @@ class _Watch:
             raise WorldError(f"rank {rank} could not be started: {error.strerror}", "all ranks were ended",
                              "check the limits of processes and open files (ulimit -a), and the log folder") from error
         self._processes[rank] = process
-        assert self._guard.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._guard.stdin.write(f"{process.pid}\n".encode())
-            self._guard.stdin.flush()
+        tell_guard(self._guard, process.pid)
 
     def until_end(self) -> int:
         while True:
@@ -216,10 +213,9 @@ class _Watch:
         for rank, process in self._processes.items():
             if rank in self._endings:
                 continue
-            seen = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if seen is None:
+            code = exit_code(process.pid)
+            if code is None:
                 continue
-            code = seen.si_status if seen.si_code == os.CLD_EXITED else -seen.si_status
             error, wrote_at = self._output.error_of(rank)
             self._endings[rank] = Ending(rank, code, wrote_at or time.time(), not self._signalled, error)
 
@@ -293,3 +289,11 @@ def guard_process() -> Iterator[subprocess.Popen[bytes]]:
         with contextlib.suppress(BrokenPipeError):
             guard.stdin.close()
         adopt_orphans(False)
+
+
+def tell_guard(guard: subprocess.Popen[bytes], group: int) -> None:
+    """Have the guard kill a process group if this process dies."""
+    assert guard.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        guard.stdin.write(f"{group}\n".encode())
+        guard.stdin.flush()

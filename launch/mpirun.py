@@ -106,9 +106,9 @@ def make_starter(cluster: Cluster, mpi: Mpi, start: Start, folder: JobFolder, at
     argv = starter_argv(mpi, start.hosts, start.counts, cluster.mpirun.options,
                         supervisor_argv(folder.path, str(attempt)), os.geteuid() == 0)
     # Inside a Slurm job, mpirun would take Slurm's hosts rather than the file's.
-    environment = {name: value for name, value in os.environ.items()
-                   if name in travelling(os.environ) or name.startswith(("OMPI_MCA_", "PRTE_MCA_", "I_MPI_", "HYDRA_",
-                                                                         "TMPDIR", "SSH_"))}
+    own = ("OMPI_MCA_", "PRTE_MCA_", "I_MPI_", "HYDRA_", "TMPDIR", "SSH_")
+    environment = travelling(os.environ) | {
+        name: value for name, value in os.environ.items() if name.startswith(own)}
     # Both kinds of mpirun pass SIGUSR1 on and live; on SIGTERM Open MPI kills ranks after a second.
     return Starter(tuple(argv), environment, signal.SIGUSR1)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from distrib.errors import ConfigError
 from launch.allocator import Allocator, choose_allocator
-from launch.cluster import Cluster, Node
+from launch.cluster import Cluster, HostGroup, Node
 from launch.environment import Seat, rank_environment, settled, travelling
 from launch.job import Job
 from launch.placement import Place, Wishes, count_ranks, place
@@ -164,8 +164,13 @@ def _hosts(cluster: Cluster, num_nodes: int | None) -> list[tuple[str, int | Non
     wished = num_nodes or cluster.nodes
     if cluster.launcher == "slurm":
         return [(f"(node {number} of Slurm's)", None, cluster.node) for number in range(1, (wished or 1) + 1)]
-    known = [(name, group.ranks_per_node, group.node or cluster.node)
-             for group in cluster.groups for name in group.hosts]
+    return [(name, group.ranks_per_node, group.node or cluster.node) for name, group in named_hosts(cluster, num_nodes)]
+
+
+def named_hosts(cluster: Cluster, num_nodes: int | None) -> list[tuple[str, HostGroup]]:
+    """The cluster file's hosts to use, in order, each with its group. Raises ConfigError for more than there are."""
+    wished = num_nodes or cluster.nodes
+    known = [(name, group) for group in cluster.groups for name in group.hosts]
     if wished and wished > len(known):
         raise ConfigError(f"{wished} nodes are wished, but the cluster file has {len(known)} hosts",
                           "nothing was started", "lower --nodes, or add hosts")

@@ -17,14 +17,27 @@ def adopt_orphans(adopt: bool = True) -> None:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0)
 
 
+def stat_fields(pid: int) -> list[str]:
+    """What the kernel tells of a process, from its state on (the fields of proc(5) from the third). Raises OSError."""
+    stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    return stat[stat.rindex(")") + 2:].split()  # the name before may hold anything
+
+
+def exit_code(pid: int) -> int | None:
+    """How a child ended: its exit code, or minus the signal's number; None while it lives. It is not reaped."""
+    seen = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if seen is None:
+        return None
+    return seen.si_status if seen.si_code == os.CLD_EXITED else -seen.si_status
+
+
 def children() -> Iterator[tuple[int, str]]:
     """(pid, state) of the direct children of this process."""
     me = str(os.getpid())
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                stat = Path(entry.path, "stat").read_text(errors="replace")
-                state, parent = stat[stat.rindex(")") + 2:].split(" ", 2)[:2]
+                state, parent = stat_fields(int(entry.name))[:2]
                 if parent == me:
                     yield int(entry.name), state
 

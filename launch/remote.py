@@ -22,10 +22,10 @@ from typing import BinaryIO
 
 from distrib.errors import DistribError, WorldError
 from launch.job import JobFolder, RankReport, Start, read_tail
-from launch.local import REPEAT_S, SETTLE_S, UNKILLABLE_S, guard_process, say, signal_inbox
+from launch.local import REPEAT_S, SETTLE_S, UNKILLABLE_S, guard_process, say, signal_inbox, tell_guard
 from launch.local import STOPS as LOCAL_STOPS
 from launch.output import TAIL_LINES
-from launch.processes import end_adopted, signal_group
+from launch.processes import end_adopted, exit_code, signal_group
 from launch.report import Ending, first_failure, signal_name, tell_failure, tell_stop
 
 STOPS = (*LOCAL_STOPS, signal.SIGUSR1)
@@ -106,26 +106,20 @@ class _Watch:
         except OSError as error:
             raise WorldError(f"{self._starter.argv[0]} could not be started: {error.strerror}", "nothing was started",
                              "check its path in the cluster file") from error
-        assert guard.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            guard.stdin.write(f"{self._process.pid}\n".encode())
-            guard.stdin.flush()
+        tell_guard(guard, self._process.pid)
 
     def until_end(self) -> Outcome:
         assert self._process is not None
-        while True:
-            self._look()
-            seen = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if seen is not None:
-                break
+        self._look()
+        while (code := exit_code(self._process.pid)) is None:
             self._advance(time.monotonic())
             self._wait()
-        code = seen.si_status if seen.si_code == os.CLD_EXITED else 128 + seen.si_status
+            self._look()
         deadline = time.monotonic() + WORDS_S
         while self._silent() and not self._signalled and time.monotonic() < deadline:
             time.sleep(LOOK_S)
             self._look()
-        return self._outcome(code)
+        return self._outcome(code if code >= 0 else 128 - code)
 
     def kill_all(self, guard_pid: int) -> None:
         """End the starter if it still lives, at once."""

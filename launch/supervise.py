@@ -25,7 +25,7 @@ from launch.allocator import choose_allocator
 from launch.environment import Seat, locate, rank_environment
 from launch.job import Job, JobFolder, RankReport, Start
 from launch.placement import Place, Wishes, place
-from launch.processes import adopt_orphans, end_adopted, signal_adopted, signal_group
+from launch.processes import adopt_orphans, end_adopted, exit_code, signal_adopted, signal_group
 from launch.settings import removed_names
 from launch.topology import format_list, read_topology
 
@@ -119,7 +119,7 @@ class _Rank:
     def _supervise(self, process: subprocess.Popen[bytes]) -> int:
         """Until the command and all it started have ended; its exit code, or minus the signal's number."""
         mine = {process.pid}
-        while (seen := os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is None:
+        while (code := exit_code(process.pid)) is None:
             wait = max(0.0, min(LOOK_S, self._kill_at - time.monotonic()))
             arrived = signal.sigtimedwait({*STOPS, signal.SIGCHLD}, wait)
             if arrived is not None and arrived.si_signo != signal.SIGCHLD and not self._asked:
@@ -135,7 +135,7 @@ class _Rank:
         signal_group(process.pid, signal.SIGKILL)
         end_adopted(mine, signal.SIGKILL, UNKILLABLE_S)
         process.wait()
-        return seen.si_status if seen.si_code == os.CLD_EXITED else -seen.si_status
+        return code
 
 
 def find_seat(start: Start, environment: Mapping[str, str], host: str) -> Seat:
