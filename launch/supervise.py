@@ -40,9 +40,13 @@ OF_MPI = ("OMPI_", "PMI_", "PMIX_", "MPI_LOCAL")
 def main(words: Sequence[str]) -> int:
     """Exit code 0 if the command's ending is on record, else 2 after one line on stderr."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {*STOPS, signal.SIGCHLD})
+    if words[1:] != ["0"] and (supervisor := os.fork()):
+        return _stand_in(supervisor, os.getppid())
     parent = os.getppid()
     host = socket.gethostname()
     try:
+        if words[1:] != ["0"]:
+            os.setsid()
         folder, attempt = JobFolder(Path(words[0])), int(words[1])
         try:
             job = folder.job()
@@ -56,6 +60,15 @@ def main(words: Sequence[str]) -> int:
     except DistribError as error:
         print(f"error: {error.one_line()}", file=sys.stderr, flush=True)
         return error.exit_code
+
+
+def _stand_in(supervisor: int, parent: int) -> int:
+    """Be the process that mpirun kills without a word when it is lost; the supervisor sees that, and clears up."""
+    while (code := exit_code(supervisor)) is None and os.getppid() == parent:
+        arrived = signal.sigtimedwait({*STOPS, signal.SIGCHLD}, LOOK_S)
+        if arrived is not None and arrived.si_signo != signal.SIGCHLD:
+            os.kill(supervisor, arrived.si_signo)
+    return DistribError.exit_code if code is None or code < 0 else code
 
 
 class _Rank:
