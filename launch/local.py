@@ -28,7 +28,7 @@ from launch.cluster import Cluster
 from launch.job import JobFolder
 from launch.output import Output
 from launch.plan import Plan, build_plan, wrapped
-from launch.processes import adopt_orphans, adopted, exit_code, signal_adopted, signal_group
+from launch.processes import adopt_orphans, adopted, exit_code, remove_shared_memory, signal_adopted, signal_group
 from launch.report import Ending, first_failure, signal_name, tell_failure, tell_stop
 from launch.topology import read_topology
 
@@ -153,6 +153,7 @@ class _Watch:
         for process in self._processes.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline - time.monotonic()))
+                remove_shared_memory(process.pid)
         self._selector.close()
 
     def _advance(self, now: float, running: bool) -> None:

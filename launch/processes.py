@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where the kernel keeps it
 
 
 def adopt_orphans(adopt: bool = True) -> None:
@@ -79,3 +80,13 @@ def end_adopted(known: Collection[int], number: int, timeout_s: float) -> bool:
             return False
         time.sleep(0.01)
     return True
+
+
+def remove_shared_memory(pid: int) -> None:
+    """Give back what a killed process left of libfabric's shared memory (64 MB a rank, named PID:UID:NUMBER).
+
+    Under oneCCL ranks on one host talk through it; a process that ends by itself removes its own.
+    """
+    for left in SHARED_MEMORY.glob(f"{pid}:{os.getuid()}:*"):
+        with contextlib.suppress(OSError):
+            left.unlink()

@@ -25,7 +25,7 @@ from launch.allocator import choose_allocator
 from launch.environment import Seat, locate, rank_environment
 from launch.job import Job, JobFolder, RankReport, Start
 from launch.placement import Place, Wishes, place
-from launch.processes import adopt_orphans, end_adopted, exit_code, signal_adopted, signal_group
+from launch.processes import adopt_orphans, end_adopted, exit_code, remove_shared_memory, signal_adopted, signal_group
 from launch.settings import removed_names
 from launch.topology import format_list, read_topology
 
@@ -148,6 +148,7 @@ class _Rank:
         signal_group(process.pid, signal.SIGKILL)
         end_adopted(mine, signal.SIGKILL, UNKILLABLE_S)
         process.wait()
+        remove_shared_memory(process.pid)
         return code
 
 

@@ -21,6 +21,8 @@ from distrib.durable import sha256_file
 
 MakeDataset = Callable[..., Path]
 REPOSITORY = Path(__file__).resolve().parent.parent
+# A script that runs in the background has it ignored, and so would all that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def draw_image(label: int, rng: np.random.Generator, side: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

@@ -7,12 +7,14 @@ provider that the site names in FI_PROVIDER.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import datetime
 import importlib.util
 import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -33,6 +35,10 @@ SETTINGS = {
     "CCL_WORKER_OFFLOAD": "0",  # our own thread drives oneCCL: an error in oneCCL's worker would end the process
     "FI_PROVIDER": "tcp",
 }
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where the kernel keeps it
+LEFT_S = 600.0
+"""Age from which shared memory of a process that is gone is removed: all its peers have opened it long before."""
 
 _world = World()
 _is_settled = False
@@ -81,10 +87,20 @@ def _create(store: Any, rank: int, size: int, timeout: datetime.timedelta) -> An
     # From here on a lost peer is noticed.
     peers = _extension().Peers(store, rank, size, timeout, address, f"rank {_world.rank} on {_world.host}", keeper)
     if not _is_settled:  # oneCCL reads its environment once
+        remove_left_memory(time.time())
         _settle(_world, peers, rank, size, address)
         _extension().pin(_world.comm_cpus)
         _is_settled = True
     return _extension().create(peers)
+
+
+def remove_left_memory(now: float) -> None:
+    """Give back the shared memory (64 MB a rank, named PID:UID:NUMBER) that killed ranks of this user left here."""
+    for path in SHARED_MEMORY.glob(f"*:{os.getuid()}:*"):
+        pid = path.name.partition(":")[0]
+        with contextlib.suppress(OSError):
+            if pid.isdigit() and not psutil.pid_exists(int(pid)) and now - path.stat().st_mtime > LEFT_S:
+                path.unlink()
 
 
 def _keeper_host(world: World, address: str) -> str:

@@ -33,6 +33,7 @@ from distrib.comm.table import backend_module
 from distrib.errors import WorldError
 from distrib.world import World
 from launch.local import free_port
+from launch.processes import remove_shared_memory
 
 SIZE = 3
 START_S, TRAINING_S = 0.25, 0.8
@@ -220,6 +221,7 @@ def run_trial(plan: Plan, backend: str, again: bool) -> Trial | dict[str, Any]:
             if rank not in codes:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
+            remove_shared_memory(pid)
     for rank, channel in enumerate(channels):
         with os.fdopen(channel) as stream:
             content = stream.read()
