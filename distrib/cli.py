@@ -99,6 +99,7 @@ def train(
     override: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE",
                                                        help="Override a key, such as train.lr=0.1.")] = None,
     run: Annotated[Path | None, typer.Option(help="The run's folder [runs/NAME]; an existing run goes on.")] = None,
+    join: Annotated[bool, typer.Option("--join", help="Become a further rank of the elastic run --run.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train a model: one rank of a world, or a world of one."""
@@ -109,8 +110,8 @@ def train(
     settled = settle(experiment, override or [], run, world)
     from distrib.train.run import run_train  # takes seconds to import
 
-    result = run_train(settled, world, tell if world.is_first else lambda _: None)
-    if world.is_first:
+    result = run_train(settled, world, tell, join=join)
+    if result.pop("leads"):
         answer(result, as_json)
         how = "finished" if result["finished"] else "stopped, to go on later,"
         tell(f"{how} after step {result['step']}; weights {result['weights_sha256'][:16]}; run {result['run']}")

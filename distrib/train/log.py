@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -36,6 +36,12 @@ def keep_lines_up_to(path: Path, step: int) -> None:
         replace_file(path, b"".join(kept))
 
 
+def _last_step(path: Path) -> int:
+    """The last step that a JSON-lines file speaks of; 0 if none."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return max((int(record["step"]) for record in map(json.loads, lines) if record.get("event") == "step"), default=0)
+
+
 class RunLog:
     """Writes a run's records; only rank 0 has one. A context manager."""
 
@@ -48,9 +54,16 @@ class RunLog:
             self._metrics: TextIO = run.metrics.open("a", buffering=1, encoding="utf-8")
             self._board = SummaryWriter(str(run.tensorboard), purge_step=first_step + 1 if first_step else None)
         self._line = ProgressLine(first_step, total_steps)
+        self._last_step = _last_step(run.metrics)
 
-    def step(self, record: Mapping[str, Any]) -> None:
-        """One training step: at least ``step`` and ``loss``."""
+    def steps(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Training steps, each with at least ``step`` and ``loss``; those that are logged already are left out."""
+        for record in records:
+            if record["step"] > self._last_step:
+                self._step(record)
+
+    def _step(self, record: Mapping[str, Any]) -> None:
+        self._last_step = int(record["step"])
         self._write({"event": "step", **record})
         for name in ("loss", "accuracy", "lr", "images_per_s"):
             self._board.add_scalar(f"train/{name}", record[name], record["step"])
