@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import re
 import threading
@@ -150,11 +151,10 @@ class Group:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        _abandoned[:] = [(old, works) for old, works in _abandoned if not all(w.is_completed() for w in works)]
         if self._meeting is None:
             dist.destroy_process_group()
         elif self._under_way:
-            _abandoned.append((self._group, self._under_way))
+            _abandon(self._group, self._under_way)
         self._group = None
 
     def _in_thread(self, create: Callable[[], Any]) -> Any:
@@ -210,6 +210,15 @@ class Group:
                              "another rank was lost, or never came",
                              "see that rank's own message; start again to go on from the newest checkpoint"
                              ) from error
+
+
+def _abandon(group: object, works: list[dist.Work]) -> None:
+    """Keep a group from being destroyed while something of it is under way, also when the interpreter ends."""
+    for old in [old for old in _abandoned if all(work.is_completed() for work in old[1])]:
+        _abandoned.remove(old)
+        ctypes.pythonapi.Py_DecRef(ctypes.py_object(old[0]))
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
+    _abandoned.append((group, works))
 
 
 def can_be_elastic(backend: str) -> bool:
