@@ -216,6 +216,13 @@ class CheckpointConfig(Section):
     """Newest checkpoints kept, besides the best."""
 
 
+class GuardConfig(Section):
+    """Comparisons of all ranks' state, bit by bit, with exact sums; they change nothing of the model."""
+
+    every_steps: Annotated[int, Field(ge=0)] = 50
+    """Steps between comparisons, besides those before checkpoints; 0: never. A copy of the state is kept in memory."""
+
+
 class WatchConfig(Section):
     """Looks at nodes and ranks while training; they change nothing of the model."""
 
@@ -235,6 +242,7 @@ class Experiment(Section):
     comm: CommConfig = CommConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     watch: WatchConfig = WatchConfig()
+    guard: GuardConfig = GuardConfig()
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
 
     def to_bytes(self) -> bytes:

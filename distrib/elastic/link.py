@@ -47,7 +47,8 @@ class Link:
         """The first view. Collective. Raises WorldError."""
         world = self._world
         store = open_store(world, self._timeout)
-        self.members = Members(world.host, own_address(world.master_addr), self._comm.silence_s)
+        self.members = Members(world.host, own_address(world.master_addr), self._comm.silence_s,
+                               self._comm.timeout_s)
         if world.is_first:
             store.set("epoch", str(self._lease.token))
         try:
@@ -71,7 +72,8 @@ class Link:
         first = next(iter(places.values()), None)
         if first is None:
             raise WorldError("the run has no members", "this rank did not join")
-        self.members = Members(self._world.host, own_address(first.address), self._comm.silence_s)
+        self.members = Members(self._world.host, own_address(first.address), self._comm.silence_s,
+                               self._comm.timeout_s)
         self.members.join(places, secret)
         return self.regroup(NOTHING_YET)
 
@@ -111,6 +113,11 @@ class Link:
     def someone_waits(self) -> bool:
         """Whether the view should end at the next step boundary, for somebody who wants to join."""
         return self.is_leader and self.members is not None and self.members.someone_waits
+
+    def step_done(self) -> None:
+        """Training is on its way: from now on every rank is heard of all the time."""
+        if self.members is not None:
+            self.members.expect_beats()
 
     def tell_fault(self, fault: str) -> None:
         """End the whole run: what this rank met would come to whoever takes its lanes."""

@@ -95,9 +95,9 @@ class Members:
     ``alarm`` is set when the view is over and training must stop at the next step boundary.
     """
 
-    def __init__(self, host: str, address: str, timeout_s: float) -> None:
+    def __init__(self, host: str, address: str, silence_s: float, start_s: float) -> None:
         self.alarm = threading.Event()
-        self._timeout_s, self._beat_s = timeout_s, timeout_s / _BEATS
+        self._silence_s, self._beat_s, self._patience_s = silence_s, silence_s / _BEATS, max(start_s, silence_s)
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self._listener = socket.create_server((address, 0), family=family, backlog=1024)
         self._listener.setblocking(False)
@@ -132,7 +132,7 @@ class Members:
             self._connect(other, self._places[other])
         self._thread.start()
         store.set(f"members/ready/{me}", "")
-        deadline = time.monotonic() + self._timeout_s
+        deadline = time.monotonic() + self._patience_s
         with self._changed:
             while not self._changed.wait_for(lambda: self._is_complete() or self.alarm.is_set(), 1.0):
                 if time.monotonic() > deadline:
@@ -149,6 +149,11 @@ class Members:
                              "check that the run is still training, and that its hosts can be reached")
         self._known = Knowledge(-1, View(-1, (-1,), 0), agreeing=True, position=NOTHING_YET)
         self._thread.start()
+
+    def expect_beats(self) -> None:
+        """From now on a member counts as lost after ``silence_s``, not only after ``start_s``: who still loads
+        libraries may be silent for long."""
+        self._patience_s = self._silence_s
 
     @property
     def me(self) -> int:
@@ -214,14 +219,14 @@ class Members:
                 self._send(peer, {"finished": True})
             self._poke()
             self._changed.wait_for(lambda: all(peer.finished for peer in self._peers if peer.member is not None),
-                                   self._timeout_s)
+                                   self._silence_s)
 
     def close(self) -> None:
         """Leave."""
         self._closing = True
         self._poke()
         if self._thread.is_alive():
-            self._thread.join(self._timeout_s)
+            self._thread.join(self._silence_s)
         for peer in self._peers:
             peer.socket.close()
         for other in (self._listener, self._waker, self._wake):
@@ -342,7 +347,7 @@ class Members:
                     for peer in self._peers:
                         self._send(peer, {})
                 for peer in self._peers:
-                    if peer.member is not None and now - peer.heard_at > self._timeout_s:
+                    if peer.member is not None and now - peer.heard_at > self._patience_s:
                         self._learn(self._known.lose(peer.member, dead=False))
                     mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if peer.unsent else 0)
                     if self._selector.get_key(peer.socket).events != mask:

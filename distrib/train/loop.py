@@ -73,6 +73,8 @@ class Trained:
     early: bool
     regroup: bool
     """Whether it only paused, for somebody to join."""
+    agreed: bool
+    """False: ranks hold different states, and the last ones may not be used."""
 
 
 @dataclass
@@ -98,6 +100,10 @@ class Trainer:
     """Only on rank 0."""
     wish: Callable[[], Stop]
     watch: Watch | None
+    agree: Callable[[], bool]
+    """Collective: whether all ranks hold the same state."""
+    guarded: Callable[[int, int], bool]
+    """Whether to ask for that after the steps from one to another, even if nothing is due to be written."""
     _last_checkpoint: int | None = field(default=None, init=False)
 
     def run(self) -> Trained:
@@ -106,17 +112,19 @@ class Trainer:
         self._last_checkpoint = progress.step or None
         if self.log is not None:
             self.log.steps(progress.records)  # of a period whose end the rank that logged before did not see
-        stop = Stop.NO
+        stop, agreed = Stop.NO, True
         if not progress.is_settled:
-            self._settle(stop)
-        while progress.step < self.total_steps and not (stop or self._gives_up()):
+            agreed = self._settle(stop)
+        while agreed and progress.step < self.total_steps and not (stop or self._gives_up()):
             stop = self.one_period()
-            self._settle(stop)
+            agreed = self._settle(stop)
+        if not agreed:
+            return Trained(False, False, False, False)
         early = self._gives_up()
         finished = early or progress.step >= self.total_steps
         if self.writer is not None and (finished or stop is Stop.END):
             self.writer.wait()
-        return Trained(finished, early, stop is Stop.REGROUP and not finished)
+        return Trained(finished, early, stop is Stop.REGROUP and not finished, True)
 
     def one_period(self) -> Stop:
         """The next period, without what is due after it; the greatest of all ranks' wishes."""
@@ -137,15 +145,20 @@ class Trainer:
             self.watch.after(before, period, total_s, last=end >= self.total_steps)
         return period.stop
 
-    def _settle(self, stop: Stop) -> None:
-        """The validation and the checkpoint that are due after a period."""
+    def _settle(self, stop: Stop) -> bool:
+        """The validation and the checkpoint that are due after a period; False if the ranks disagree, and none is."""
         progress = self.progress
         before, step = progress.before, progress.step
-        if self.validate is not None and stop is not Stop.END and self._is_validation(before, step):
+        validates = self.validate is not None and stop is not Stop.END and self._is_validation(before, step)
+        writes = validates or stop is Stop.END or self._is_checkpoint(before, step) or step == self.total_steps
+        if (writes or self.guarded(before, step)) and not self.agree():
+            return False
+        if validates:
             progress.validation = self._validation(step)
         progress.is_settled = True
-        if progress.validation or stop is Stop.END or self._is_checkpoint(before, step) or step == self.total_steps:
+        if writes:
             self.checkpoint()
+        return True
 
     def _gives_up(self) -> bool:
         return self.progress.best.gives_up(self.experiment.train.early_stopping)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import importlib
 import json
@@ -12,7 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
 
@@ -37,6 +38,7 @@ from distrib.train import ipex
 from distrib.train.agree import agree_on_experiment, warn_of_other_processors
 from distrib.train.build import starting_model, training_order, training_transform, validator
 from distrib.train.environment import describe_environment, record_environment
+from distrib.train.guard import Guard, Snapshot, whole_source
 from distrib.train.ledger import Ledger
 from distrib.train.log import RunLog
 from distrib.train.loop import Best, Progress, Trained, Trainer, total_steps
@@ -90,8 +92,6 @@ def run_train(settled: Settled, world: World, tell: Tell, *, join: bool = False)
 
 def _train_elastically(rank: _Rank, link: Link, *, join: bool) -> dict[str, Any]:
     """Train in one view after another, until the run ends or this rank may not go on."""
-    # What only a leader needs takes seconds to import, and any rank may come to lead.
-    threading.Thread(target=_import_ahead, name="imports", daemon=True).start()
     with rank:
         group = link.join() if join else link.meet()
         while True:
@@ -149,6 +149,25 @@ class _State:
     exponents: dict[str, Any] = field(default_factory=dict)
     """The reduction's state; empty before the first step, and with local steps, where a round carries none."""
     progress: Progress = field(default_factory=Progress)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that training changes, by name."""
+        parts = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.model, self.optimizer),
+                 "ema": self.average.tensors if self.average is not None else {}}
+        return {f"{part}:{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+    def put(self, kept: Snapshot) -> None:
+        """Back to a copy."""
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "ema": {}}
+        for name, tensor in kept.tensors.items():
+            part, _, own = name.partition(":")
+            parts[part][own] = tensor
+        self.model.load_state_dict(parts["model"])
+        self.optimizer.state.clear()
+        load_optimizer_tensors(self.model, self.optimizer, parts["optimizer"])
+        if self.average is not None:
+            self.average.load(parts["ema"])
+        self.exponents, self.progress = copy.deepcopy(kept.exponents), copy.deepcopy(kept.progress)
 
     def header(self) -> bytes:
         progress = vars(self.progress) | {"best": vars(self.progress.best)}
@@ -226,7 +245,13 @@ class _Rank:
         self._environment: dict[str, Any] = {}
         self._log: RunLog | None = None
         self._writer: CheckpointWriter | None = None
+        train = settled.experiment.train
+        self._guard = Guard(settled.experiment.guard.every_steps if train.reduction != "fast" else 0, self._tell)
         self._written = ExitStack()
+        # What only a leader needs takes seconds to import, and any rank may come to lead.
+        self._imports = threading.Thread(target=_import_ahead, name="imports", daemon=True)
+        if link is not None:
+            self._imports.start()
 
     @property
     def position(self) -> Position:
@@ -250,8 +275,15 @@ class _Rank:
         self._prepare(experiment, group)
         state = self._state
         assert state is not None
-        self._begin_to_write(experiment, group)
-        trained, trainer = self._train_together(experiment, group, state)
+        guard = self._guard
+        if guard.kept is None:  # what all begin with
+            guard.agree(group, state.tensors(), state.exponents, state.progress)
+        while True:
+            self._begin_to_write(experiment, group)
+            trained, trainer = self._train_together(experiment, group, state)
+            if trained.agreed:
+                break
+            self._go_back(state, group)
         if trained.regroup:
             return None
         group.all_reduce(torch.zeros(1))  # nobody leaves before the last checkpoint is written
@@ -308,21 +340,31 @@ class _Rank:
             reduction = build_reduction(train, group, state.model, experiment.seed)
             if state.exponents:
                 reduction.load_state(state.exponents)
+        order = training_order(experiment, samples)
         lanes = carried_lanes(group.rank, group.size, train.lanes)
         with ExitStack() as stack:
             reader = stack.enter_context(ShardReader(data.dataset, samples))
             stream = stack.enter_context(Stream(
-                reader, samples, training_order(experiment, samples), training_transform(experiment),
+                reader, samples, order, training_transform(experiment),
                 side=data.image_size, lanes=lanes, first_step=progress.step, last_step=steps,
                 threads=data.decode_threads, prefetch_steps=data.prefetch_steps, local_steps=train.local_steps,
             ))
-            witness = (stack.enter_context(Ledger(self._run, samples.keys, group, progress.step))
-                       if train.ledger else None)
+            witness = None
+            if train.ledger:
+                committed = {}
+                if self._link is not None and self._link.last is not None:
+                    committed = {(step + 1, lane): order.batch(step, lane).samples
+                                 for step in range(progress.before, progress.step) for lane in range(train.lanes)}
+                witness = stack.enter_context(Ledger(self._run, samples.keys, group, progress.step, committed))
             for parameter in state.model.parameters():
                 parameter.grad = None
             pace = build_pace(experiment, len(samples), weights_K, group, state.model, state.optimizer, reduction,
                               stream, witness)
+            def agree() -> bool:
+                return self._guard.agree(group, state.tensors(), pace.state(), replace(progress, is_settled=False))
+
             trainer = Trainer(
+                agree=agree, guarded=self._guard.is_due,
                 experiment=experiment, num_samples=len(samples), total_steps=steps, model=state.model,
                 optimizer=state.optimizer, pace=pace, average=state.average, progress=progress,
                 validate=validator(experiment, self._settled.manifest, state.model, group),
@@ -331,12 +373,31 @@ class _Rank:
             )
             if self._leads and self._link is not None and self._link.last is not None and progress.step:
                 trainer.checkpoint()  # the lost ranks may have taken with them what was not written yet
+            if self._link is not None:
+                self._imports.join()
             try:
                 return trainer.run(), trainer
             finally:
                 state.exponents = pace.state()
 
+    def _go_back(self, state: _State, group: Group) -> None:
+        """Collective: bring every rank to the last state that all agreed on."""
+        kept = self._guard.kept
+        source, all_whole = whole_source(group, kept)
+        if kept is not None and kept.is_whole:
+            state.put(kept)
+        if not all_whole:
+            _level(state, group, source)
+            self._guard.kept = None
+        if self._writer is not None:
+            self._writer.wait()
+        self._written.close()  # the log is opened again where the run goes on
+        self._log = self._writer = None
+        gc.collect()
+
     def _wish(self) -> Stop:
+        if self._link is not None and self._state is not None and self._state.progress.records:
+            self._link.step_done()
         if self._stop_wanted():
             return Stop.END
         return Stop.REGROUP if self._link is not None and self._link.someone_waits else Stop.NO

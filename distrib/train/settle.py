@@ -17,7 +17,7 @@ from distrib.world import World
 
 # Keys that do not change the model, so that a run may go on with other values.
 _FREE = ("data.dataset", "data.decode_threads", "data.prefetch_steps", "comm.", "checkpoint.", "train.ledger",
-         "evaluate.bootstrap", "model.weights", "watch.")
+         "evaluate.bootstrap", "model.weights", "watch.", "guard.")
 
 
 @dataclass(frozen=True)

@@ -161,6 +161,12 @@ def add(world: World) -> None:
     world.join()
 
 
+def flip(*ranks: int) -> Callable[[World], None]:
+    return lambda world: world.signal(signal.SIGUSR2, *ranks)
+
+
+FLIP = (sys.executable, "-m", "tests.rig.flip")
+
 FAULTS = [
     Fault("a rank is killed", kill(1), lost=(1,)),
     Fault("rank 0 is killed", kill(0), lost=(0,)),
@@ -172,6 +178,8 @@ FAULTS = [
     Fault("a rank is stopped", stop(1), lost=(1,), silent=True),
     Fault("rank 0 is stopped", stop(0), lost=(0,), silent=True),
     Fault("a rank is added", add),
+    Fault("a bit flips in one of three", flip(2), program=FLIP, overrides=("guard.every_steps=10",)),
+    Fault("a bit flips in one of two", flip(0), size=2, program=FLIP, overrides=("guard.every_steps=10",)),
 ]
 
 
@@ -180,7 +188,7 @@ def run_fault(fault: Fault, experiment: Path, run: Path, backend: str = "gloo",
     """Train with ``fault`` in the middle."""
     settings = [f"comm.backend={backend}", f"comm.silence_s={SILENCE_S}", "train.ledger=true", *overrides,
                 *fault.overrides]
-    arguments = [experiment, *(word for setting in settings for word in ("--set", setting))]
+    arguments: list[str | Path] = [experiment, *(word for setting in settings for word in ("--set", setting))]
     with World(run, fault.size, arguments, program=fault.program) as world:
         world.until_step(AT_STEP)
         fault.act(world)
