@@ -1,17 +1,19 @@
-"""Are two runs one model, bit for bit, and if not, since when? Pure, but for the comparison of tensors, which is given."""
+"""Are two runs one model, bit for bit, and if not, since when? Pure, but for the comparison of tensors it is given."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from distrib.errors import CheckpointError
 from distrib.verify.differences import environment_at, recorded_differences
 from distrib.verify.record import Record, State
 
-CompareStates = Callable[[int], "list[str] | None"]
-"""A step after which both runs have weights, to the parts that differ there; None if one of the two is damaged."""
+Parts = Mapping[str, bool]
+"""Parts of a state that could be compared, and whether they are the same."""
+CompareStates = Callable[[int], "Parts | None"]
+"""A step after which both runs have weights, to the parts' sameness; None if one of the two is damaged."""
 
 
 def judge(a: Record, b: Record, compare: CompareStates) -> dict[str, Any]:
@@ -21,11 +23,11 @@ def judge(a: Record, b: Record, compare: CompareStates) -> dict[str, Any]:
     """
     losses = sorted(a.losses.keys() & b.losses.keys())
     by_loss = first_different_loss(a.losses, b.losses)
-    common = a.states & b.states
-    newest, parts, last_same = _newest(common, compare)
-    by_state = None
-    if parts:
-        by_state, parts, last_same = _earliest(common, newest or 0, parts, compare)
+    common = sorted(a.states & b.states)
+    newest, parts = _newest(common, compare)
+    by_state, last_same = None, newest
+    if newest is not None and not all(parts.values()):
+        by_state, parts, last_same = _earliest(common, newest, parts, compare)
     elif newest is not None and by_loss is not None and by_loss <= newest:
         raise CheckpointError(
             f"the records of {a.name} and {b.name} contradict each other: the losses of step {by_loss} differ, the "
@@ -41,18 +43,24 @@ def judge(a: Record, b: Record, compare: CompareStates) -> dict[str, Any]:
     first = min(found) if found else None
     last = max((*losses, *([newest] if newest is not None else ())))
     differences = recorded_differences(a, b, last)
+    if first is None:
+        evidence = "weights" if newest is not None else "losses"
+    else:
+        evidence = "loss" if first == by_loss else "checkpoint"
     return {
         "same": first is None,
         "a": _described(a, first or last),
         "b": _described(b, first or last),
         "compared_step": last,
         "weights_step": newest,
+        "compared_parts": list(parts),
         "losses_compared": len(losses),
         "first_different_step": first,
-        "evidence": ("weights" if newest is not None else "losses") if first is None
-        else ("loss" if first == by_loss else "checkpoint"),
-        "different_losses": [_finite(record.losses[by_loss]) for record in (a, b)] if by_loss is not None else None,
-        "different_parts": parts or [],
+        "evidence": evidence,
+        "first_different_loss": {"step": by_loss, "a": _finite(a.losses[by_loss]), "b": _finite(b.losses[by_loss])}
+        if by_loss is not None else None,
+        "first_different_checkpoint": {"step": by_state, "parts": [name for name, same in parts.items() if not same]}
+        if by_state is not None else None,
         "last_same_weights_step": last_same,
         "differences": differences,
         "explained": None if first is None else any(one["from_step"] <= first for one in differences),
@@ -64,29 +72,32 @@ def first_different_loss(a: Mapping[int, float], b: Mapping[int, float]) -> int 
     return next((step for step in sorted(a.keys() & b.keys()) if repr(a[step]) != repr(b[step])), None)
 
 
-def different_parts(a: State, b: State) -> list[str]:
-    """Names of the digests that both states have and that differ."""
-    return [part for part in ("model", "optimizer", "ema") if part in a and part in b and a[part] != b[part]]
+def same_parts(a: State, b: State) -> dict[str, bool]:
+    """Which of the digests that both states have are the same; two states without a moving average have none."""
+    return {part: a[part] == b[part] for part in ("model", "optimizer", "ema")
+            if part in a and part in b and (a[part], b[part]) != (None, None)}
 
 
-def _newest(common: Iterable[int], compare: CompareStates) -> tuple[int | None, list[str], int | None]:
-    """(the newest step that could be compared, what differs there, the same step if nothing does)."""
-    for step in sorted(common, reverse=True):
+def _newest(common: Sequence[int], compare: CompareStates) -> tuple[int | None, Parts]:
+    """The newest of the steps that can be compared; None if none can."""
+    for step in reversed(common):
         parts = compare(step)
         if parts is not None:
-            return step, parts, step if not parts else None
-    return None, [], None
+            return step, parts
+    return None, {}
 
 
-def _earliest(common: Iterable[int], newest: int, parts: list[str],
-              compare: CompareStates) -> tuple[int, list[str], int | None]:
-    """(the first step whose states differ, what differs there, the last one before it whose states do not)."""
+def _earliest(common: Sequence[int], newest: int, parts: Parts,
+              compare: CompareStates) -> tuple[int, Parts, int | None]:
+    """(the first step whose states differ, their parts, the last one before it whose states do not)."""
     last_same = None
-    for step in sorted(step for step in common if step < newest):
+    for step in common[:common.index(newest)]:
         found = compare(step)
-        if found:
+        if found is None:
+            continue
+        if not all(found.values()):
             return step, found, last_same
-        last_same = step if found is not None else last_same
+        last_same = step
     return newest, parts, last_same
 
 

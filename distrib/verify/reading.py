@@ -13,7 +13,7 @@ from distrib.data.manifest import read_record
 from distrib.errors import CheckpointError
 from distrib.models.weights import weights_sha256
 from distrib.rundir import RunDir
-from distrib.verify.judge import different_parts
+from distrib.verify.judge import same_parts
 from distrib.verify.record import Record, Result, State
 
 
@@ -40,16 +40,17 @@ def read_state(run: RunDir, record: Record, step: int) -> State:
         raise _damaged(checkpoint.path, f"it is that of step {checkpoint.step}")
     state = {"model": weights_sha256(checkpoint.model), "optimizer": weights_sha256(checkpoint.optimizer),
              "ema": weights_sha256(checkpoint.ema) if checkpoint.ema is not None else None}
-    if result is not None and (wrong := different_parts(state, result.state)):
-        raise _damaged(run.result, f"its digest of {wrong[0]} is not that of {checkpoint.path.name}")
+    for part, same in same_parts(state, result.state if result else {}).items():
+        if not same:
+            raise _damaged(run.result, f"its digest of {part} is not that of {checkpoint.path.name}")
     return state
 
 
 def compare_states(a: tuple[RunDir, Record], b: tuple[RunDir, Record], step: int,
-                   warn: Callable[[str], None]) -> list[str] | None:
-    """What differs between two runs after a step; None, and a warning, if one of the two can not be read."""
+                   warn: Callable[[str], None]) -> dict[str, bool] | None:
+    """Which parts of two runs are the same after a step; None, and a warning, if one of the two can not be read."""
     try:
-        return different_parts(read_state(*a, step), read_state(*b, step))
+        return same_parts(read_state(*a, step), read_state(*b, step))
     except CheckpointError as error:
         warn(f"{error.fact}; passed over")
         return None

@@ -13,7 +13,7 @@ from distrib.verify.judge import judge
 from distrib.verify.reading import compare_states, read_run
 from distrib.verify.record import Record
 from distrib.verify.replay import replay
-from distrib.verify.words import reasons
+from distrib.verify.words import reasons, verdict_line
 
 Tell = Callable[[str], None]
 
@@ -48,4 +48,4 @@ def run_replay(run: Path, *, steps: int | None, keep: Path | None, data: Path | 
 
 def _compared(a: tuple[RunDir, Record], b: tuple[RunDir, Record], tell: Tell) -> dict[str, Any]:
     verdict = judge(a[1], b[1], lambda step: compare_states(a, b, step, tell))
-    return {**verdict, "reason": ". ".join(reasons(verdict))}
+    return {**verdict, "reason": "; ".join((verdict_line(verdict), *reasons(verdict)))}

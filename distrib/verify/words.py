@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -41,7 +41,7 @@ def reasons(verdict: Verdict) -> Iterator[str]:
         if verdict["differences"]:
             yield "their records do differ, which changed nothing up to there"
     elif verdict["explained"]:
-        yield "what was recorded and differs by then is the likely cause"
+        yield "the likely cause is among what differs by then"
     else:
         yield from _unexplained(verdict)
 
@@ -69,20 +69,22 @@ def differences_table(verdict: Verdict) -> Table:
 
 def _evidence(verdict: Verdict) -> Iterator[str]:
     if verdict["same"]:
-        if verdict["evidence"] == "weights":
-            yield "compared: the digests of weights, optimizer state and moving average, as far as both have them"
+        if verdict["compared_parts"]:
+            yield f"compared by digest: {_parts(verdict['compared_parts'])}"
         if verdict["losses_compared"]:
-            yield f"compared: the losses of {verdict['losses_compared']} steps, exactly"
+            yield f"compared exactly: the losses of {verdict['losses_compared']} steps"
         return
-    if verdict["evidence"] == "loss":
-        one, other = verdict["different_losses"]
-        yield f"evidence: the loss of that step, {one} and {other}"
-    if verdict["different_parts"]:
-        parts = ", ".join(_PARTS[part] for part in verdict["different_parts"])
-        step = f" of step {verdict['first_different_step']}" if verdict["evidence"] == "checkpoint" else "s, too"
-        yield f"evidence: the checkpoint{step}: {parts}"
+    loss, checkpoint = verdict["first_different_loss"], verdict["first_different_checkpoint"]
+    words = [(checkpoint["step"], f"the checkpoints of step {checkpoint['step']} differ: "
+              f"{_parts(checkpoint['parts'])}")] if checkpoint else []
+    words += [(loss["step"], f"the losses of step {loss['step']} differ: {loss['a']} and {loss['b']}")] if loss else []
+    yield from (sentence for _, sentence in sorted(words))
     if verdict["last_same_weights_step"] is not None:
-        yield f"the checkpoints of step {verdict['last_same_weights_step']} are still the same"
+        yield f"the weights after step {verdict['last_same_weights_step']} are still the same"
+
+
+def _parts(names: Sequence[str]) -> str:
+    return ", ".join(_PARTS[name] for name in names)
 
 
 def _unexplained(verdict: Verdict) -> Iterator[str]:
