@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,12 @@ Start = Callable[..., "subprocess.Popen[str]"]
 LIMIT_S = 120
 
 
-def train(start: Start, *runs: Sequence[str | Path]) -> None:
-    """Each a run of its own, at the same time."""
-    processes = [start(sys.executable, "-m", "distrib", "train", *words) for words in runs]
-    for process in processes:
+def begin(start: Start, *words: str | Path) -> subprocess.Popen[str]:
+    return start(sys.executable, "-m", "distrib", "train", *words)
+
+
+def finish(*trainings: subprocess.Popen[str]) -> None:
+    for process in trainings:
         _, err = process.communicate(timeout=LIMIT_S)
         assert process.returncode == 0, err
 
@@ -39,27 +41,15 @@ def distrib_verify(*words: str | Path) -> int:
 def test_runs_and_replays(start: Start, experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
                           monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    whole, sparse, seed, nudged = (tmp_path / name for name in ("whole", "sparse", "seed", "nudged"))
+    whole, kept, seed, nudged = (tmp_path / name for name in ("whole", "kept", "seed", "nudged"))
     often = ("--set", "checkpoint.every_steps=4", "--set", "checkpoint.keep_last=9", "--set", "train.ema_decay=0.9")
-    train(start, (experiment, *often, "--run", whole),
-          (experiment, *often, "--set", "checkpoint.every_steps=0", "--run", sparse),
-          (experiment, *often, "--set", "seed=4", "--run", seed))
+    finish(begin(start, experiment, *often, "--run", whole))
 
     def verify(*words: str | Path, code: int = 0) -> dict[str, Any]:
         assert distrib_verify(*words, "--json") == code
         verdict: dict[str, Any] = json.loads(capsys.readouterr().out)
         assert verdict["same"] == (code == 0)
         return verdict
-
-    verdict = verify(whole, sparse)
-    assert (verdict["evidence"], verdict["weights_step"], verdict["losses_compared"]) == ("weights", 12, 12)
-    assert verdict["compared_parts"] == ["model", "optimizer", "ema"]
-    assert verdict["differences"] == []
-
-    assert distrib_verify(whole, seed) == 1
-    out = capsys.readouterr().out
-    assert "not the same model from step 1 on" in out
-    assert "seed" in out
 
     # A bit of the weights is flipped between two starts: their checkpoint is whole, and no record differs.
     shutil.copytree(whole, nudged)
@@ -70,7 +60,18 @@ def test_runs_and_replays(start: Start, experiment: Path, tmp_path: Path, capsys
     weight = state.model["fc.weight"].clone()
     weight[0, 0] *= 1 + 2**-20
     write_checkpoint(RunDir(nudged), replace(state, model=state.model | {"fc.weight": weight}))
-    train(start, ("--run", nudged))
+    trainings = begin(start, "--run", nudged), begin(start, experiment, *often, "--set", "seed=4", "--run", seed)
+
+    verdict = verify(whole, "--replay", "--steps", "9", "--keep", kept)
+    assert (verdict["weights_step"], verdict["losses_compared"], verdict["compared_step"]) == (8, 9, 9)
+    assert verdict["compared_parts"] == ["model", "optimizer", "ema"]
+    settings = [json.loads((run / "experiment.json").read_text())["experiment"]["checkpoint"] for run in (whole, kept)]
+    assert settings[0] != settings[1]
+    verdict = verify(whole, kept)  # as any two runs, of which the one was stopped
+    assert (verdict["evidence"], verdict["differences"]) == ("weights", [])
+    assert verdict["b"]["last_step"] == verdict["compared_step"] == verdict["losses_compared"] >= 9
+
+    finish(*trainings)
     verdict = verify(whole, nudged, code=1)
     assert (verdict["first_different_step"], verdict["evidence"]) == (6, "checkpoint")
     assert verdict["first_different_checkpoint"] == {"step": 6, "parts": ["model"]}
@@ -79,10 +80,12 @@ def test_runs_and_replays(start: Start, experiment: Path, tmp_path: Path, capsys
     assert (verdict["differences"], verdict["explained"]) == ([], False)
     assert "no recorded difference" in verdict["reason"]
 
-    verdict = verify(whole, "--replay", "--steps", "9", "--keep", tmp_path / "kept")
-    assert (verdict["weights_step"], verdict["losses_compared"], verdict["compared_step"]) == (8, 9, 9)
+    assert distrib_verify(whole, seed) == 1
+    out = capsys.readouterr().out
+    assert "not the same model from step 1 on" in out
+    assert "seed" in out
 
-    bad_input(whole, sparse, tmp_path, capsys)
+    bad_input(whole, seed, tmp_path, capsys)
 
 
 def bad_input(run: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,7 +95,9 @@ def bad_input(run: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     content = bytearray(flipped.read_bytes())
     content[-1] ^= 1
     flipped.write_bytes(content)
-    shutil.rmtree(RunDir(other).checkpoint(6))
+    for step in (4, 6, 8):
+        shutil.rmtree(RunDir(other).checkpoint(step))
+    shutil.copy(RunDir(run).metrics, RunDir(other).metrics)
     for words, says in (
         ((run, tmp_path), "is no run"),
         ((run, run), "the same folder"),

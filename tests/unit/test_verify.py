@@ -126,8 +126,8 @@ def test_keys_that_decide_bits_and_no_others() -> None:
 def test_ranks_and_their_backend_matter_to_fast_sums_alone() -> None:
     ranks = (start(world_size=2), start(4, world_size=2))
     assert named(record(), record(starts=ranks)) == []
-    fast = {"train": {"reduction": "fast"}}
-    assert named(record(**fast), record(starts=ranks, comm={"backend": "gloo"}, **fast)) == [
+    fast = {"reduction": "fast"}
+    assert named(record(train=fast), record(starts=ranks, comm={"backend": "gloo"}, train=fast)) == [
         ("comm.backend", 1), ("world_size", 1), ("started_after_step", 5)]
 
 
