@@ -12,9 +12,14 @@ from distrib.errors import storage_errors
 from distrib.rundir import RunDir
 from distrib.train.log import keep_lines_up_to
 
+_STOPPED = "training stopped, since a proof with gaps is none; its checkpoints are whole"
+
 
 class Ledger:
-    """One JSON line a step and lane, in one file a rank. A context manager; entering it is collective."""
+    """One JSON line a step and lane, in one file a rank. A context manager; entering it is collective.
+
+    Raises StorageError, unlike the metrics' file: a proof with gaps is none.
+    """
 
     def __init__(self, run: RunDir, keys: Sequence[str], group: Group, first_step: int) -> None:
         self._keys = keys
@@ -27,7 +32,7 @@ class Ledger:
             self._file = (run.ledger / f"rank-{group.rank}.jsonl").open("a", buffering=1, encoding="utf-8")
 
     def __call__(self, step: int, batches: list[Batch]) -> None:
-        with storage_errors("the ledger could not be written", "training stopped; its checkpoints are whole"):
+        with storage_errors("the ledger could not be written", _STOPPED):
             for batch in batches:
                 keys = [self._keys[sample] for sample in batch.samples_N]
                 self._file.write(json.dumps({"step": step, "lane": batch.lane, "keys": keys}) + "\n")
@@ -37,4 +42,5 @@ class Ledger:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        self._file.close()
+        with storage_errors("the ledger could not be written", _STOPPED):  # what the file still holds back
+            self._file.close()

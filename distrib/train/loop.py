@@ -98,7 +98,7 @@ class Trainer:
                 validation = self._validation(step)
                 early = self.best.gives_up(self.experiment.train.early_stopping)
             if validation or stopped or self._is_checkpoint(before, step) or step == self.total_steps:
-                self._checkpoint(step, validation)
+                self._checkpoint(step, validation, last=stopped or early or step == self.total_steps)
         if self.writer is not None:
             self.writer.wait()
         return Trained(step, early or step >= self.total_steps, early, validation, self.best)
@@ -147,20 +147,19 @@ class Trainer:
                           f"loss {scores['loss']:.4f}{mark}")
         return scores
 
-    def _checkpoint(self, step: int, validation: dict[str, Any] | None) -> None:
+    def _checkpoint(self, step: int, validation: dict[str, Any] | None, *, last: bool) -> None:
         if self.writer is None:
             return
         progress = {"reduction": self.pace.state(), "best": vars(self.best).copy(), "validation": validation}
-        self.writer.submit(Checkpoint(
+        self.writer.submit(step, lambda: Checkpoint(
             step, _clones(self.model.state_dict()), _clones(optimizer_tensors(self.model, self.optimizer)),
             _clones(self.average.tensors) if self.average is not None else None, progress,
-        ))
-        self._last_checkpoint = step
+        ), last=last)
 
     def _diverged(self, step: int) -> None:
         last = self._last_checkpoint
         if self.writer is not None:
-            self.writer.wait()
+            last = self.writer.settle() or last
             if self.log is not None:
                 self.log.event("diverged", step)
         raise DivergedError(

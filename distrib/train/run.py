@@ -163,7 +163,7 @@ def _train(run: RunDir, experiment: Experiment, manifest: Manifest, group: Group
             for difference in record_environment(run, environment, state.step):
                 tell(f"warning: the last bits may differ from an undisturbed run's: {difference}")
             log = stack.enter_context(RunLog(run, first_step=state.step, total_steps=steps))
-            writer = CheckpointWriter(run, experiment.checkpoint.keep_last)
+            writer = CheckpointWriter(run, experiment.checkpoint.keep_last, log.note)
         reader = stack.enter_context(ShardReader(data.dataset, samples))
         stream = stack.enter_context(Stream(
             reader, samples, order, training_transform(experiment), side=data.image_size,
