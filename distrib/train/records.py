@@ -17,7 +17,8 @@ class RecordFile:
     then, and when one gets through it is told how many are missing."""
 
     def __init__(self, path: Path, tell: Callable[[str], None], retry_s: float = 1.0) -> None:
-        """Opens or makes the file. ``retry_s``: the least time between tries. Raises OSError."""
+        """Opens or makes the file. ``retry_s``: the time between tries, times 10 for each second that one took.
+        Raises OSError."""
         self._path, self._tell, self._retry_s = path, tell, retry_s
         self._fd: int | None = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._next_try, self._missing = 0.0, 0
@@ -39,7 +40,7 @@ class RecordFile:
             self._forget()  # a file system that was mounted anew knows the old descriptor no more
             # A network file system may take minutes to refuse: trying takes a tenth of the time at most.
             now = time.monotonic()
-            self._next_try = now + max(self._retry_s, 10 * (now - began))
+            self._next_try = now + self._retry_s * max(1.0, 10 * (now - began))
         else:
             if self._missing:
                 self._tell(f"note: {self._path} can be written again; {self._missing} records are missing from it")

@@ -101,7 +101,7 @@ def test_tensorboard_reads_the_event_files(tmp_path: Path) -> None:
     board.add(2, {"train/loss": 0.125})
     board.close()
     first, second = sorted(tmp_path.iterdir())
-    assert [event.file_version for event in EventFileLoader(str(first)).Load()][0] == "brain.Event:2"
+    assert next(event.file_version for event in EventFileLoader(str(first)).Load()) == "brain.Event:2"
     read = [(event.step, value.tag, value.tensor.float_val[0]) for path in (first, second)
             for event in EventFileLoader(str(path)).Load() for value in event.summary.value]
     assert read == [(1, "train/loss", 0.5), (1, "train/lr", 0.25), (2, "train/loss", 0.125)]
@@ -113,7 +113,7 @@ def test_a_ledger_that_can_not_be_written_stops_without_a_traceback(tmp_path: Pa
     batch = Batch(0, np.zeros((1, 2, 2, 3), np.uint8), np.zeros(1, np.int64), np.zeros(1, np.int64))
     with small_disk(tmp_path / "disk", "64k") as disk, Group(World()) as group:
         run = RunDir(disk.path)
-        with pytest.raises(StorageError, match="ledger could not be written: No space left.* a proof with gaps"):
+        with pytest.raises(StorageError, match=r"ledger could not be written: No space left.* a proof with gaps"):
             overfill(run, group, batch, disk)
 
 
