@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, verified when read, written behind the training's back.
+"""Checkpoints: whole or absent, verified when written and read, written behind the training's back.
 
 A checkpoint is a folder ``checkpoints/step-000000100`` of safetensors files and ``checkpoint.json``, a
 sealed document with the step, the progress and each file's SHA-256. It gets its name by a rename, after
@@ -7,23 +7,27 @@ everything in it is on the disk.
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from distrib.durable import SealError, open_sealed, publish_dir, remove_tree, seal, sha256_file, write_durable
-from distrib.errors import CheckpointError, storage_errors
+from distrib.errors import CheckpointError, DistribError, StorageError, storage_errors
 from distrib.rundir import RunDir
+from distrib.tensor_file import write_tensors
 
 FORMAT = "distrib-checkpoint/1"
 _NAME = re.compile(r"step-(\d{9,})")
@@ -53,23 +57,25 @@ class Checkpoint:
 
 
 def write_checkpoint(run: RunDir, checkpoint: Checkpoint) -> Path:
-    """Write and publish a checkpoint; an equal one that exists already is kept. Raises StorageError."""
+    """Write, read back and publish a checkpoint, in the place of one of the same step. Raises StorageError."""
     final = run.checkpoint(checkpoint.step)
     staging = final.with_name(f".{final.name}.{os.getpid()}.partial")
     with storage_errors(f"the checkpoint of step {checkpoint.step} could not be written",
-                        "training stopped; the checkpoints before it are whole"):
+                        "the checkpoints before it are whole"):
         try:
             run.checkpoints.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(staging, ignore_errors=True)  # of a killed process that had our id: in containers ids repeat
             staging.mkdir()
-            files = {}
+            files, sizes = {}, {}
             for name, tensors in (("model", checkpoint.model), ("optimizer", checkpoint.optimizer),
                                   ("ema", checkpoint.ema)):
                 if tensors is not None:
                     path = staging / f"{name}.safetensors"
-                    write_durable(path, save({key: tensor.contiguous() for key, tensor in tensors.items()}))
-                    files[path.name] = sha256_file(path)
-            body = {"step": checkpoint.step, "files": files, "progress": checkpoint.progress}
+                    files[path.name] = write_tensors(path, tensors)
+                    sizes[path.name] = path.stat().st_size
+                    if _read_back(path) != files[path.name]:
+                        raise OSError(errno.EIO, "what was read back is not what was written", path.name)
+            body = {"step": checkpoint.step, "files": files, "bytes": sizes, "progress": checkpoint.progress}
             write_durable(staging / "checkpoint.json", seal(FORMAT, body, indent=1))
             if final.exists():  # a damaged one that was passed over, or an older attempt at this step
                 remove_tree(final)
@@ -80,18 +86,45 @@ def write_checkpoint(run: RunDir, checkpoint: Checkpoint) -> Path:
     return final
 
 
+def _read_back(path: Path) -> str:
+    """SHA-256 of what the disk holds, not of what memory still does."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+    return sha256_file(path)
+
+
 def read_summary(path: Path) -> tuple[int, dict[str, Any], dict[str, str]]:
     """(step, progress, files) of a checkpoint, from its sealed document alone. Raises CheckpointError."""
+    document = _document(path)
+    return document["step"], document["progress"], document["files"]
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """What a checkpoint's sealed document says. Raises CheckpointError."""
     try:
         document = open_sealed((path / "checkpoint.json").read_bytes(), FORMAT)
-        step, progress, files = document["step"], document["progress"], document["files"]
+        if missing := {"step", "progress", "files"} - document.keys():
+            raise SealError(f"it lacks {', '.join(sorted(missing))}")
     except FileNotFoundError:
         raise _damaged(path, "checkpoint.json is missing") from None
     except OSError as error:
         raise _damaged(path, f"checkpoint.json can not be read: {error.strerror}") from error
-    except (SealError, KeyError) as error:
+    except SealError as error:
         raise _damaged(path, f"checkpoint.json: {error}") from error
-    return step, progress, files
+    return document
+
+
+def seems_whole(path: Path) -> bool:
+    """Whether a checkpoint's document is whole, and its files are there with their sizes; reads no tensor."""
+    try:
+        document = _document(path)
+        sizes = {name: (path / name).stat().st_size for name in document["files"]}
+    except (CheckpointError, OSError):
+        return False
+    return bool(sizes == document.get("bytes", sizes))  # the first checkpoints did not tell their sizes
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -176,16 +209,18 @@ def _damaged(path: Path, what: str) -> CheckpointError:
 
 
 def prune(run: RunDir, keep_last: int, step: int) -> None:
-    """Of the checkpoints up to ``step``, remove all but the newest ``keep_last`` and the best. Raises StorageError.
+    """Of the checkpoints up to ``step``, remove those with ``keep_last`` newer whole ones, but not the best.
 
     ``step`` is the one just written. A later one was damaged when the run went on from an earlier one: it
-    must not take the place of a whole one, and is replaced when the run gets there.
+    must not take the place of a whole one, and is replaced when the run gets there. Raises StorageError,
+    CheckpointError.
     """
     newest = [path for path in checkpoint_paths(run) if path.name <= run.checkpoint(step).name]
-    keep = {*newest[:keep_last], *_by_score(newest)[:1]}
-    with storage_errors("old checkpoints could not be removed", "training stopped; all checkpoints are kept"):
+    whole = [path for path in newest if seems_whole(path)]
+    keep = _by_score(whole)[:1]
+    with storage_errors("old checkpoints could not be removed", "all checkpoints are kept"):
         for path in newest:
-            if path not in keep:
+            if path not in keep and len(whole) >= keep_last and path < whole[keep_last - 1]:
                 remove_tree(path)
         for leftover in _leftovers(run):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -199,35 +234,170 @@ def _leftovers(run: RunDir) -> Iterator[Path]:
 
 
 class CheckpointWriter:
-    """Writes snapshots in a thread, one at a time. Errors are raised at the next call.
+    """Writes snapshots in a thread, one at a time, on storage that may fail or be slow while training goes on.
 
-    The caller owns no tensor of a checkpoint that it submitted: pass clones.
+    Failures are told once, and so is that it works again. Only the last checkpoint of a run must be on the disk.
     """
 
-    def __init__(self, run: RunDir, keep_last: int) -> None:
-        self._run, self._keep_last = run, keep_last
+    def __init__(self, run: RunDir, keep_last: int, tell: Callable[[str], None], patience_s: float = 10.0) -> None:
+        """``tell`` shows the user a line, and is called from the thread too. ``patience_s`` is how long training
+        waits for a checkpoint that takes longer than until the next is due, before it skips that one."""
+        self._run, self._keep_last, self._tell = run, keep_last, tell
+        self._patience_s = self._left_s = patience_s
         self._thread: threading.Thread | None = None
-        self._error: Exception | None = None
+        self._step, self._begun = 0, 0.0
+        self._skipped: list[int] = []
+        self._missed: list[int] = []
+        self._told: int | None = None
+        self._failure: StorageError | None = None
+        self._fault: Exception | None = None
+        self._written: int | None = None
+        self._prune_told = False
 
-    def submit(self, checkpoint: Checkpoint) -> None:
-        """Begin to write; waits for the one before. Raises StorageError from the one before."""
+    def submit(self, step: int, make: Callable[[], Checkpoint], *, last: bool = False) -> None:
+        """Begin to write what ``make`` returns, a snapshot of clones.
+
+        While the one before is still being written this one is skipped with a note, once patience is at an end; the
+        ``last`` one of a run waits. Raises no StorageError, only faults of this program.
+        """
+        if not self._is_free(step, last):
+            return
+        checkpoint = make()
         json.dumps(checkpoint.progress, allow_nan=False)  # a mistake shows here, not in the thread
-        self.wait()
-        self._thread = threading.Thread(target=self._write, args=(checkpoint,), name="checkpoint")
+        self._step, self._begun, self._skipped = step, time.monotonic(), []
+        self._thread = threading.Thread(target=self._write, args=(checkpoint, last), name="checkpoint")
         self._thread.start()
 
     def wait(self) -> None:
-        """Wait until all is on the disk. Raises StorageError."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+        """Wait until nothing is being written. Raises StorageError if the newest that was due is not on the disk."""
+        self.settle()
+        self._raise_fault()
+        if self._failure is not None:
+            raise self._failure
 
-    def _write(self, checkpoint: Checkpoint) -> None:
+    def settle(self) -> int | None:
+        """Wait, whatever comes of it; the step of the newest checkpoint written so far, None if there is none."""
+        if self._thread is not None:
+            self._thread.join(self._patience_s)
+            if self._thread.is_alive():
+                self._tell(f"note: the checkpoint of step {self._step} is still being written; waiting for it")
+                self._thread.join()
+            self._thread = None
+        return self._written
+
+    def _is_free(self, step: int, last: bool) -> bool:
+        if last:
+            self.settle()
+        elif self._thread is not None and self._thread.is_alive():
+            self._thread.join(self._left_s)
+            if self._thread.is_alive():
+                self._skip(step)
+                return False
+        else:
+            self._left_s = self._patience_s
+        self._raise_fault()
+        return True
+
+    def _skip(self, step: int) -> None:
+        if not self._skipped:
+            self._tell(f"note: the storage is slow: the checkpoint of step {self._step} is still being written after "
+                       f"{time.monotonic() - self._begun:.0f} s. That of step {step} is skipped, as are those that are "
+                       "due until it is written, so that training need not wait")
+        self._skipped.append(step)
+        self._left_s = 0.0
+
+    def _raise_fault(self) -> None:
+        if self._fault is not None:
+            fault, self._fault = self._fault, None
+            raise fault
+
+    def _write(self, checkpoint: Checkpoint, last: bool) -> None:
         try:
+            self._try(checkpoint, last)
+        except Exception as error:  # a fault of ours: training must not go on as if it had been written
+            self._fault = error
+
+    def _try(self, checkpoint: Checkpoint, last: bool) -> None:
+        try:
+            with storage_errors(f"the checkpoint of step {checkpoint.step} could not be written", ""):
+                _check_there(self._run)
             write_checkpoint(self._run, checkpoint)
-            prune(self._run, self._keep_last, checkpoint.step)
-        except Exception as error:  # whatever it is, training must not go on as if it had been written
-            self._error = error
+        except StorageError as error:
+            self._failed(checkpoint, error, last)
+        else:
+            self._works(checkpoint.step)
+            self._prune(checkpoint.step)
+
+    def _works(self, step: int) -> None:
+        if self._missed:
+            self._tell(f"note: checkpoints can be written again: that of step {step} is; {_those(self._missed)} "
+                       "could not be")
+        if self._skipped:
+            self._tell(f"note: the checkpoint of step {step} is written, after {time.monotonic() - self._begun:.0f} s; "
+                       f"{_those(self._skipped)} skipped meanwhile")
+        self._written, self._failure, self._missed = step, None, []
+
+    def _failed(self, checkpoint: Checkpoint, error: StorageError, last: bool) -> None:
+        step, cause = checkpoint.step, error.__cause__
+        number = cause.errno if isinstance(cause, OSError) else None
+        newest = _newest_whole(self._run, step)
+        remedy = _remedy(self._run, checkpoint, number) or error.remedy
+        self._failure = StorageError(
+            f"the last checkpoint, of step {step}, is not on the disk: {error.fact.partition(': ')[2]}",
+            "the run has no whole checkpoint and would begin anew" if newest is None else
+            f"nothing older is lost: the newest whole checkpoint is that of step {newest}",
+            f"{remedy}; then start the same command again" + ("" if newest is None else ", to go on from there"))
+        if not last and (not self._missed or self._told != number):
+            there = "there is no whole one yet" if newest is None else f"the newest whole one is that of step {newest}"
+            self._tell("warning: " + StorageError(
+                error.fact, f"training goes on and tries again at the next checkpoint; {there}", remedy).one_line())
+        self._told = number
+        self._missed.append(step)
+
+    def _prune(self, step: int) -> None:
+        try:
+            prune(self._run, self._keep_last, step)
+            self._prune_told = False
+        except DistribError as error:
+            if not self._prune_told:
+                self._tell(f"warning: {error.one_line()}")
+            self._prune_told = True
+
+
+def _check_there(run: RunDir) -> None:
+    """Raises OSError if the run's folder is gone: what is found in its place is not to be written into."""
+    try:
+        os.stat(run.experiment)
+    except (FileNotFoundError, NotADirectoryError):
+        raise OSError(errno.ENOENT, f"the run's folder {run.root} is gone, removed or unmounted") from None
+
+
+def _newest_whole(run: RunDir, step: int) -> int | None:
+    """Step of the newest checkpoint up to ``step`` that seems whole."""
+    try:
+        paths = checkpoint_paths(run)
+    except CheckpointError:
+        return None
+    return next((int(path.name.removeprefix("step-")) for path in paths
+                 if path.name <= run.checkpoint(step).name and seems_whole(path)), None)
+
+
+def _remedy(run: RunDir, checkpoint: Checkpoint, number: int | None) -> str | None:
+    """What helps against an error of the file system while a run goes on; None: what always does."""
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        tensors = (checkpoint.model, checkpoint.optimizer, checkpoint.ema or {})
+        needed = sum(tensor.nbytes for group in tensors for tensor in group.values())
+        try:
+            free = f"{math.floor(shutil.disk_usage(run.root).free / 1e5) / 10:.1f} MB are free"
+        except OSError:
+            free = "nobody knows how much is free"
+        return (f"free some {'space' if number == errno.ENOSPC else 'of your quota'}: a checkpoint needs "
+                f"{math.ceil(needed / 1e5) / 10:.1f} MB, and {free} in {run.root}")
+    return {errno.EROFS: f"have the file system of {run.root} mounted for writing again",
+            errno.ENOENT: f"bring {run.root} back, with what was in it"}.get(number or 0)
+
+
+def _those(steps: list[int]) -> str:
+    if len(steps) == 1:
+        return f"that of step {steps[0]}"
+    return f"{len(steps)}, of steps {steps[0]} to {steps[-1]},"

@@ -15,9 +15,13 @@ from distrib.errors import storage_errors
 from distrib.rundir import RunDir
 from distrib.train.log import keep_lines_up_to
 
+_STOPPED = "training stopped, since a proof with gaps is none; its checkpoints are whole"
+
 
 class Ledger:
     """One JSON line a step and lane, in one file a rank. A context manager; entering it is collective.
+
+    Raises StorageError, unlike the metrics' file: a proof with gaps is none.
 
     ``committed`` are the samples of (step, lane) of the last steps up to ``first_step``: what a lost rank gave to their
     sums, and did not live to write down, is written for it.
@@ -37,7 +41,7 @@ class Ledger:
             self._file = (run.ledger / f"rank-{group.rank}.jsonl").open("a", buffering=1, encoding="utf-8")
 
     def __call__(self, step: int, batches: list[Batch]) -> None:
-        with storage_errors("the ledger could not be written", "training stopped; its checkpoints are whole"):
+        with storage_errors("the ledger could not be written", _STOPPED):
             for batch in batches:
                 keys = [self._keys[sample] for sample in batch.samples_N]
                 self._file.write(json.dumps({"step": step, "lane": batch.lane, "keys": keys}) + "\n")
@@ -56,4 +60,5 @@ class Ledger:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        self._file.close()
+        with storage_errors("the ledger could not be written", _STOPPED):  # what the file still holds back
+            self._file.close()

@@ -8,11 +8,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 from distrib.durable import replace_file
 from distrib.errors import storage_errors
 from distrib.rundir import RunDir
+from distrib.train.board import Board
+from distrib.train.records import RecordFile
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -43,17 +45,15 @@ def _last_step(path: Path) -> int:
 
 
 class RunLog:
-    """Writes a run's records; only rank 0 has one. A context manager."""
+    """Writes a run's records; only rank 0 has one. A context manager. Raises StorageError when it begins; later,
+    what can not be written is dropped with a note."""
 
     def __init__(self, run: RunDir, *, first_step: int, total_steps: int) -> None:
-        # TensorBoard takes a second to import; the command line must not.
-        from torch.utils.tensorboard import SummaryWriter
-
         keep_lines_up_to(run.metrics, first_step)
-        with storage_errors("the metrics could not be written", "training stopped"):
-            self._metrics: TextIO = run.metrics.open("a", buffering=1, encoding="utf-8")
-            self._board = SummaryWriter(str(run.tensorboard), purge_step=first_step + 1 if first_step else None)
         self._line = ProgressLine(first_step, total_steps)
+        with storage_errors("the metrics could not be written", "training stopped"):
+            self._metrics = RecordFile(run.metrics, self.note)
+            self._board = Board(run.tensorboard, self.note, first_step + 1 if first_step else None)
         self._last_step = _last_step(run.metrics)
 
     def steps(self, records: Sequence[Mapping[str, Any]]) -> None:
@@ -65,35 +65,31 @@ class RunLog:
     def _step(self, record: Mapping[str, Any]) -> None:
         self._last_step = int(record["step"])
         self._write({"event": "step", **record})
-        for name in ("loss", "accuracy", "lr", "images_per_s"):
-            self._board.add_scalar(f"train/{name}", record[name], record["step"])
-        for name in ("data_s", "compute_s", "communication_s", "rest_s"):
-            self._board.add_scalar(f"time/{name}", record[name], record["step"])
+        step = record["step"]
+        self._board.add(step, {f"train/{name}": record[name] for name in ("loss", "accuracy", "lr", "images_per_s")}
+                        | {f"time/{name}": record[name] for name in ("data_s", "compute_s", "communication_s",
+                                                                     "rest_s")})
         self._line.show(record)
 
     def validation(self, step: int, scores: Mapping[str, Any]) -> None:
         self._write({"event": "validation", "step": step, "validation": dict(scores)})
-        for name, value in scores.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                self._board.add_scalar(f"val/{name}", value, step)
+        self._board.add(step, {f"val/{name}": value for name, value in scores.items()
+                               if isinstance(value, int | float) and not isinstance(value, bool)})
 
     def node(self, step: int, host: str, reading: Mapping[str, Any]) -> None:
         """One node as it was since the last look."""
         self._write({"event": "node", "step": step, "host": host, **reading})
-        for name, value in reading.items():
-            if value is not None:
-                self._board.add_scalar(f"node/{host}/{name}", value, step)
+        self._board.add(step, {f"node/{host}/{name}": value for name, value in reading.items() if value is not None})
 
     def note(self, text: str) -> None:
-        """One line for the user, above the live line."""
+        """One line for the user, above the live line; from any thread."""
         self._line.note(text)
 
     def event(self, kind: str, step: int, **details: Any) -> None:
         self._write({"event": kind, "step": step, **details})
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        with storage_errors("the metrics could not be written", "training stopped; its checkpoints are whole"):
-            self._metrics.write(json.dumps({**record, "time": round(time.time(), 3)}) + "\n")
+        self._metrics.append(json.dumps({**record, "time": round(time.time(), 3)}).encode() + b"\n")
 
     def __enter__(self) -> RunLog:
         return self
@@ -124,18 +120,19 @@ class ProgressLine:
         left_s = (now - self._started) / (step - self._first) * (self._total - step)
         text = (f"step {step}/{self._total}  loss {record['loss']:.4f}  {record['images_per_s']:.0f} images/s  "
                 f"{_clock(left_s)} left")
-        if self._live:
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-        else:
-            print(text, file=sys.stderr, flush=True)
+        self._say(f"\r\x1b[K{text}" if self._live else f"{text}\n")
 
     def note(self, text: str) -> None:
-        clear = "\r\x1b[K" if self._live else ""
-        print(f"{clear}{text}", file=sys.stderr, flush=True)
+        self._say(f"\r\x1b[K{text}\n" if self._live else f"{text}\n")
 
     def end(self) -> None:
         if self._live:
-            print(file=sys.stderr, flush=True)
+            self._say("\n")
+
+    @staticmethod
+    def _say(text: str) -> None:
+        sys.stderr.write(text)  # at once: print would let another thread's line come in between
+        sys.stderr.flush()
 
 
 def _clock(seconds: float) -> str:

@@ -157,7 +157,7 @@ class Trainer:
             progress.validation = self._validation(step)
         progress.is_settled = True
         if writes:
-            self.checkpoint()
+            self.checkpoint(last=stop is Stop.END or step == self.total_steps or self._gives_up())
         return True
 
     def _gives_up(self) -> bool:
@@ -191,22 +191,21 @@ class Trainer:
                           f"loss {scores['loss']:.4f}{mark}")
         return scores
 
-    def checkpoint(self) -> None:
+    def checkpoint(self, *, last: bool = False) -> None:
         """Begin to write where the run is."""
         if self.writer is None:
             return
         step, best = self.progress.step, self.progress.best
         progress = {"reduction": self.pace.state(), "best": vars(best).copy(), "validation": self.progress.validation}
-        self.writer.submit(Checkpoint(
+        self.writer.submit(step, lambda: Checkpoint(
             step, _clones(self.model.state_dict()), _clones(optimizer_tensors(self.model, self.optimizer)),
             _clones(self.average.tensors) if self.average is not None else None, progress,
-        ))
-        self._last_checkpoint = step
+        ), last=last)
 
     def _diverged(self, step: int) -> None:
         last = self._last_checkpoint
         if self.writer is not None:
-            self.writer.wait()
+            last = self.writer.settle() or last
             if self.log is not None:
                 self.log.event("diverged", step)
         raise DivergedError(

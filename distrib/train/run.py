@@ -275,9 +275,8 @@ class _Rank:
         self._prepare(experiment, group)
         state = self._state
         assert state is not None
-        guard = self._guard
-        if guard.kept is None:  # what all begin with
-            guard.agree(group, state.tensors(), state.exponents, state.progress)
+        if not self._guard.agree(group, state.tensors(), state.exponents, state.progress):  # what all begin with
+            self._go_back(state, group)
         while True:
             self._begin_to_write(experiment, group)
             trained, trainer = self._train_together(experiment, group, state)
@@ -329,7 +328,7 @@ class _Rank:
             self._tell(f"warning: the last bits may differ from an undisturbed run's: {difference}")
         self._log = self._written.enter_context(
             RunLog(self._run, first_step=step, total_steps=total_steps(experiment, len(self._samples))))
-        self._writer = CheckpointWriter(self._run, experiment.checkpoint.keep_last)
+        self._writer = CheckpointWriter(self._run, experiment.checkpoint.keep_last, self._log.note)
 
     def _train_together(self, experiment: Experiment, group: Group, state: _State) -> tuple[Trained, Trainer]:
         train, data, samples, progress = experiment.train, experiment.data, self._samples, state.progress
@@ -360,6 +359,7 @@ class _Rank:
                 parameter.grad = None
             pace = build_pace(experiment, len(samples), weights_K, group, state.model, state.optimizer, reduction,
                               stream, witness)
+
             def agree() -> bool:
                 return self._guard.agree(group, state.tensors(), pace.state(), replace(progress, is_settled=False))
 
@@ -390,7 +390,7 @@ class _Rank:
             _level(state, group, source)
             self._guard.kept = None
         if self._writer is not None:
-            self._writer.wait()
+            self._writer.settle()
         self._written.close()  # the log is opened again where the run goes on
         self._log = self._writer = None
         gc.collect()

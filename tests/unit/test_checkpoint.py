@@ -18,23 +18,28 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load, save
 
 from distrib import checkpoint
 from distrib.checkpoint import (
     FORMAT,
     Checkpoint,
     CheckpointWriter,
+    Tensors,
     best_checkpoint,
     checkpoint_paths,
     newest_checkpoint,
     prune,
     read_checkpoint,
     read_summary,
+    seems_whole,
     write_checkpoint,
 )
 from distrib.durable import seal, sha256_file
 from distrib.errors import CheckpointError, StorageError
 from distrib.rundir import RunDir
+from distrib.tensor_file import write_tensors
+from tests.rig.disk import SmallDisk, small_disk
 
 
 @pytest.fixture
@@ -62,6 +67,20 @@ def assert_same(one: Checkpoint, other: Checkpoint) -> None:
 
 def steps(run: RunDir) -> list[int]:
     return [int(path.name.removeprefix("step-")) for path in checkpoint_paths(run)]
+
+
+@pytest.fixture
+def begun(run: RunDir) -> RunDir:
+    """A run's folder, as training makes it before it writes any checkpoint."""
+    run.root.mkdir()
+    run.experiment.touch()
+    return run
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    with small_disk(tmp_path / "disk", "256k") as made:
+        yield made
 
 
 def quiet(text: str) -> None:
@@ -186,6 +205,25 @@ def test_a_missing_or_cut_file_is_named(run: RunDir, name: str, damage: str) -> 
     assert str(path.parent) in caught.value.fact
 
 
+@pytest.mark.parametrize(("content", "what"), [
+    (seal("distrib-checkpoint/2", {"step": 2, "files": {}, "progress": {}}), "its format is 'distrib-checkpoint/2'"),
+    (seal("distrib-bundle/1", {}), "its format is 'distrib-bundle/1'"),
+    (seal(FORMAT, {"step": 2}), "it lacks files, progress"),
+    (b"\x80\x04]", "does not begin"),
+])
+def test_a_document_of_another_format_is_named_and_passed_over(run: RunDir, content: bytes, what: str) -> None:
+    write_checkpoint(run, made(1))
+    path = write_checkpoint(run, made(2))
+    (path / "checkpoint.json").write_bytes(content)
+    warnings: list[str] = []
+    found = newest_checkpoint(run, warnings.append)
+    assert found is not None
+    assert found.step == 1
+    [warning] = warnings
+    assert f"{path} is damaged: checkpoint.json: " in warning
+    assert what in warning
+
+
 def test_when_every_checkpoint_is_damaged_the_run_does_not_begin_anew(run: RunDir) -> None:
     for step in (1, 2):
         (write_checkpoint(run, made(step)) / "checkpoint.json").write_bytes(b"{}")
@@ -251,6 +289,52 @@ def test_the_newest_and_the_best_are_kept(run: RunDir, keep_last: int, kept: lis
         read_checkpoint(path)
 
 
+@pytest.mark.parametrize("damage", ["gone", "cut", "document"])
+def test_damaged_checkpoints_do_not_count_among_those_kept(run: RunDir, damage: str) -> None:
+    for step in range(1, 6):
+        write_checkpoint(run, made(step))
+    for step in (5, 3):
+        path = run.checkpoint(step)
+        assert seems_whole(path)
+        if damage == "document":
+            (path / "checkpoint.json").write_bytes(b"{}")
+        elif damage == "cut":
+            os.truncate(path / "model.safetensors", 100)
+        else:
+            (path / "optimizer.safetensors").unlink()
+        assert not seems_whole(path)
+    prune(run, 2, 5)
+    assert steps(run) == [5, 4, 3, 2]  # 4 and 2 are whole
+    write_checkpoint(run, made(6))
+    prune(run, 2, 6)
+    assert steps(run) == [6, 5, 4]
+    (run.checkpoint(6) / "checkpoint.json").unlink()
+    prune(run, 2, 6)
+    assert steps(run) == [6, 5, 4]
+
+
+def test_a_damaged_best_checkpoint_leaves_the_next_best(run: RunDir) -> None:
+    for step, score in ((1, 0.8), (2, 0.9), (3, 0.1), (4, 0.2)):
+        write_checkpoint(run, made(step, score))
+    (run.checkpoint(2) / "model.safetensors").unlink()
+    prune(run, 1, 4)
+    assert steps(run) == [4, 1]
+    assert best_checkpoint(run, quiet).step == 1
+
+
+def test_checkpoints_that_do_not_tell_their_sizes_are_used_and_kept(run: RunDir) -> None:
+    for step in (1, 2):
+        path = write_checkpoint(run, made(step))
+        document = json.loads((path / "checkpoint.json").read_text())
+        body = {name: document[name] for name in ("step", "files", "progress")}
+        (path / "checkpoint.json").write_bytes(seal(FORMAT, body))
+    prune(run, 2, 2)
+    assert steps(run) == [2, 1]
+    assert_same(read_checkpoint(run.checkpoint(2)), made(2))
+    (run.checkpoint(2) / "model.safetensors").unlink()
+    assert not seems_whole(run.checkpoint(2))
+
+
 def test_damaged_later_checkpoints_do_not_push_out_whole_ones(run: RunDir) -> None:
     # The run went on from step 3, as 6 and 9 were damaged, and was stopped at step 5.
     for step, score in ((3, 0.5), (6, 0.9), (9, None)):
@@ -287,7 +371,29 @@ def test_a_full_disk_costs_no_older_checkpoint(run: RunDir) -> None:
     assert_same(found, made(1))
 
 
-def test_the_writer_works_behind_and_prunes(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_read_back_must_be_what_was_written(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_checkpoint(run, made(1))
+    real = checkpoint.write_tensors
+
+    def bad_disk(path: Path, tensors: Tensors) -> str:
+        digest = real(path, tensors)
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+        return digest
+
+    monkeypatch.setattr(checkpoint, "write_tensors", bad_disk)
+    with pytest.raises(StorageError, match="step 2 could not be written: what was read back is not what was written"):
+        write_checkpoint(run, made(2))
+    assert steps(run) == [1]
+
+
+def submit(writer: CheckpointWriter, step: int, *, last: bool = False) -> None:
+    writer.submit(step, lambda: made(step), last=last)
+
+
+def slowly(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Storage that takes until the event is set."""
     proceed = threading.Event()
     real_write = checkpoint.write_checkpoint
 
@@ -296,44 +402,202 @@ def test_the_writer_works_behind_and_prunes(run: RunDir, monkeypatch: pytest.Mon
         return real_write(run, state)
 
     monkeypatch.setattr(checkpoint, "write_checkpoint", slow)
-    writer = CheckpointWriter(run, keep_last=2)
-    writer.submit(made(1))  # returns although nothing is written yet
-    assert steps(run) == []
+    return proceed
+
+
+def test_the_writer_works_behind_and_prunes(begun: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    proceed = slowly(monkeypatch)
+    writer = CheckpointWriter(begun, 2, quiet, patience_s=60)
+    submit(writer, 1)  # returns although nothing is written yet
+    assert steps(begun) == []
     proceed.set()
     for step in (2, 3, 4):
-        writer.submit(made(step))
+        submit(writer, step)
     writer.wait()
-    assert steps(run) == [4, 3]
+    assert steps(begun) == [4, 3]
     assert not [thread for thread in threading.enumerate() if thread.name == "checkpoint"]
     writer.wait()  # nothing to wait for any more
+    assert writer.settle() == 4
 
 
-@pytest.mark.parametrize(("error", "raised"), [
-    (OSError(errno.ENOSPC, "No space left on device"), StorageError), (RuntimeError("a fault of ours"), RuntimeError)])
-def test_an_error_of_the_writer_is_raised_at_the_next_call(run: RunDir, monkeypatch: pytest.MonkeyPatch,
-                                                          error: Exception, raised: type[Exception]) -> None:
+def test_on_slow_storage_checkpoints_are_skipped_and_cost_nothing(begun: RunDir,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    proceed = slowly(monkeypatch)
+    told: list[str] = []
+    writer = CheckpointWriter(begun, 9, told.append, patience_s=0.01)
+    submit(writer, 1)
+    for step in (2, 3):
+        writer.submit(step, lambda: pytest.fail("cloned for nothing"))
+    [note] = told
+    assert "step 1 is still being written" in note
+    assert "step 2 is skipped" in note
+    proceed.set()
+    assert writer.settle() == 1
+    assert "step 1 is written" in told[-1]
+    assert "2, of steps 2 to 3, skipped meanwhile" in told[-1]
+    submit(writer, 4)
+    writer.wait()
+    assert steps(begun) == [4, 1]
+
+
+def test_the_last_checkpoint_waits_for_slow_storage(begun: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    proceed = slowly(monkeypatch)
+    waits: list[str] = []
+
+    def tell(text: str) -> None:
+        waits.append(text)
+        proceed.set()
+
+    writer = CheckpointWriter(begun, 9, tell, patience_s=0.01)
+    submit(writer, 1)
+    submit(writer, 2, last=True)
+    writer.wait()
+    assert steps(begun) == [2, 1]
+    assert waits == ["note: the checkpoint of step 1 is still being written; waiting for it"]
+
+
+def test_a_full_disk_is_told_once_and_survived(disk: SmallDisk) -> None:
+    run, told = RunDir(disk.path / "run"), list[str]()
+    run.root.mkdir()
+    run.experiment.touch()
+    writer = CheckpointWriter(run, 2, told.append)
+    for step in (1, 2):
+        submit(writer, step)
+    assert writer.settle() == 2
+    assert told == []
+    filler = disk.fill()
+    for step in (3, 4, 5):
+        submit(writer, step)
+        assert writer.settle() == 2
+    [warning] = told
+    assert warning.startswith("warning: the checkpoint of step 3 could not be written: No space left on device")
+    for words in ("Training goes on and tries again at the next checkpoint", "the newest whole one is that of step 2",
+                  f"a checkpoint needs 0.1 MB, and 0.0 MB are free in {run.root}"):
+        assert words in warning
+    with pytest.raises(StorageError, match="the last checkpoint, of step 5, is not on the disk: No space left") as late:
+        writer.wait()
+    assert late.value.consequence == "nothing older is lost: the newest whole checkpoint is that of step 2"
+    assert "start the same command again, to go on from there" in late.value.remedy
+    assert sorted(os.listdir(run.checkpoints)) == ["step-000000001", "step-000000002"]
+    filler.unlink()
+    submit(writer, 6, last=True)
+    writer.wait()
+    assert steps(run) == [6, 2]
+    assert told[1:] == ["note: checkpoints can be written again: that of step 6 is; 3, of steps 3 to 5, could not be"]
+    disk.fill()
+    submit(writer, 7)
+    writer.settle()
+    assert "step 7 could not be written" in told[-1]
+    submit(writer, 8, last=True)
+    with pytest.raises(StorageError, match="step 8, is not on the disk"):
+        writer.wait()
+    assert len(told) == 3  # the last is told by the error
+    found = newest_checkpoint(run, quiet)
+    assert found is not None
+    assert_same(found, made(6))
+
+
+def test_a_read_only_disk_and_one_that_is_gone_are_told_and_survived(disk: SmallDisk) -> None:
+    # The disk is the run's folder itself, so that an empty folder is left when it is gone.
+    run, told = RunDir(disk.path), list[str]()
+    run.experiment.touch()
+    writer = CheckpointWriter(run, 1, told.append)
+    submit(writer, 1)
+    writer.settle()
+    disk.mount("mount", "-o", "remount,ro", str(disk.inside))
+    for step in (2, 3):
+        submit(writer, step)
+        writer.settle()
+    disk.mount("mount", "-o", "remount,rw", str(disk.inside))
+    for step in (4, 5):
+        submit(writer, step)
+        writer.settle()
+    assert steps(run) == [5]
+    disk.mount("umount", "--lazy", str(disk.inside))
+    submit(writer, 6)
+    writer.settle()
+    assert os.listdir(run.root) == []
+    readonly, again, gone = told
+    assert "step 2 could not be written: Read-only file system" in readonly
+    assert "mounted for writing again" in readonly
+    assert "that of step 4 is; 2, of steps 2 to 3, could not be" in again
+    assert f"the run's folder {run.root} is gone, removed or unmounted" in gone
+    assert f"Bring {run.root} back" in gone
+    with pytest.raises(StorageError, match="is gone, removed or unmounted"):
+        writer.wait()
+
+
+def test_a_removed_folder_is_not_made_again(begun: RunDir) -> None:
+    told: list[str] = []
+    writer = CheckpointWriter(begun, 1, told.append)
+    submit(writer, 1)
+    writer.settle()
+    away = begun.root.rename(begun.root.with_name("away"))
+    submit(writer, 2)
+    writer.settle()
+    assert not begun.root.exists()
+    away.rename(begun.root)
+    submit(writer, 3)
+    writer.wait()
+    assert steps(begun) == [3]
+    assert ["gone" in text for text in told] == [True, False]
+
+
+def test_old_checkpoints_that_can_not_be_removed_are_told_once(begun: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    told: list[str] = []
+    writer = CheckpointWriter(begun, 1, told.append)
+    monkeypatch.setattr(checkpoint, "remove_tree", refused)
+    for step in (1, 2, 3):
+        submit(writer, step)
+    writer.wait()
+    assert steps(begun) == [3, 2, 1]
+    [warning] = told
+    assert warning.startswith("warning: old checkpoints could not be removed: Read-only file system")
+
+
+def test_a_fault_of_the_writer_is_raised_at_the_next_call(begun: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
-        raise error
+        raise RuntimeError("a fault of ours")
 
-    writer = CheckpointWriter(run, keep_last=2)
+    writer = CheckpointWriter(begun, 2, quiet)
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "write_durable", fail)
-        writer.submit(made(1))
-        with pytest.raises(raised):
-            writer.submit(made(2))
-    assert steps(run) == []
-    writer.submit(made(3))  # told once
+        submit(writer, 1)
+        with pytest.raises(RuntimeError):
+            submit(writer, 2)
+    assert steps(begun) == []
+    submit(writer, 3)  # told once
     writer.wait()
-    assert steps(run) == [3]
+    assert steps(begun) == [3]
 
 
-def test_progress_that_is_no_json_is_refused_before_the_thread(run: RunDir) -> None:
-    writer = CheckpointWriter(run, keep_last=1)
+def test_progress_that_is_no_json_is_refused_before_the_thread(begun: RunDir) -> None:
+    writer = CheckpointWriter(begun, 1, quiet)
     for progress in ({"score": float("nan")}, {"tensor": torch.zeros(1)}):
         with pytest.raises((ValueError, TypeError)):
-            writer.submit(Checkpoint(1, {}, {}, None, progress))
+            writer.submit(1, lambda progress=progress: Checkpoint(1, {}, {}, None, progress))  # type: ignore[misc]
     writer.wait()
-    assert steps(run) == []
+    assert steps(begun) == []
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8), st.tuples(
+    st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
+                     torch.int8, torch.uint8, torch.bool]), st.lists(st.integers(0, 3), max_size=4)), max_size=5))
+def test_tensors_are_written_as_safetensors_writes_them(tmp_path_factory: pytest.TempPathFactory,
+                                                        wanted: dict[str, tuple[torch.dtype, list[int]]]) -> None:
+    path = tmp_path_factory.mktemp("tensors") / "x.safetensors"
+    tensors = {name: torch.randint(0, 2, shape).to(dtype) for name, (dtype, shape) in wanted.items()}
+    assert write_tensors(path, tensors) == sha256_file(path)
+    read = load(path.read_bytes())
+    assert read.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert read[name].dtype == tensor.dtype
+        assert torch.equal(read[name], tensor)
+    assert path.stat().st_size == len(save(tensors))
 
 
 def test_checkpoint_json_is_readable_by_people(run: RunDir) -> None:
