@@ -17,12 +17,14 @@ The folder must lie on a file system that all hosts share. Files appear whole, b
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from distrib.errors import StorageError, WorldError, storage_errors
 from launch.report import Ending
@@ -210,7 +212,7 @@ class JobFolder:
     @staticmethod
     def read(path: Path) -> dict[str, Any]:
         """A JSON object from a file."""
-        with storage_errors(f"{path} can not be read", "nothing was started"), path.open("rb") as file:
+        with storage_errors(f"{path} can not be read", "nothing was started"), open_regular(path) as file:
             raw = file.read(MAX_BYTES)
         try:
             values = json.loads(raw)
@@ -221,11 +223,20 @@ class JobFolder:
         return values
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading. Raises OSError also where something else has its name: a pipe would wait for ever."""
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return file
+
+
 def read_error(path: Path) -> tuple[str, float | None]:
     """The message that a rank left, and when; or nothing."""
     try:
         when = path.stat().st_mtime
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             message = json.loads(file.read(1 << 16))["message"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "", None
@@ -236,7 +247,7 @@ def read_error(path: Path) -> tuple[str, float | None]:
 def read_tail(path: Path, lines: int, start: int = 0) -> tuple[str, ...]:
     """The last lines of a log that are not empty, from a byte offset on; none if there is no such file."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(start, end - (1 << 14)))
             text = file.read().decode(errors="replace")

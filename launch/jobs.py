@@ -1,4 +1,4 @@
-"""Jobs from submission to end: the verbs submit, status, logs and cancel, the same for every launcher.
+"""Jobs from submission to end: the verbs submit, status and cancel, the same for every launcher.
 
 Slurm keeps its jobs itself (slurm.py). Others run below a process of their own, ``launch batch``, that outlives
 the shell; it is known by its pid, the time of its start and its host.
@@ -6,7 +6,6 @@ the shell; it is known by its pid, the time of its start and its host.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -20,14 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distrib.entry import put
-from distrib.errors import ConfigError, StorageError, WorldError, printable
+from distrib.errors import ConfigError, StorageError, WorldError
 from launch.job import JobFolder
 from launch.processes import stat_fields
 
 if TYPE_CHECKING:
     from launch.plan import Plan
-
-LOOK_S = 0.3
 
 
 def create_job(plan: Plan, path: Path | None, *, attached: bool) -> JobFolder:
@@ -150,43 +147,6 @@ def _cancel(folder: JobFolder, record: dict[str, Any]) -> str:
     else:
         return "has ended already"
     return "asked to end"
-
-
-def show_logs(path: Path, rank: int | None, follow: bool) -> int:
-    """Print the output of one rank, or of all ranks and the launcher, each line with its origin."""
-    folder = JobFolder(path.absolute())
-    folder.job()
-    tails: dict[Path, _Tail] = {}
-    while True:
-        running = follow and job_state(folder)["running"]
-        for log in _wanted(folder, rank):
-            tails.setdefault(log, _Tail(log, "" if rank is not None else f"[{log.stem.replace('-', ' ')}] ")).pass_on()
-        if not running:
-            return 0
-        time.sleep(LOOK_S)
-
-
-def _wanted(folder: JobFolder, rank: int | None) -> list[Path]:
-    if rank is not None:
-        return [folder.output(rank, "out"), folder.output(rank, "err")]
-    return sorted(folder.logs.glob("*"), key=lambda log: (len(log.stem), log.name))
-
-
-class _Tail:
-    """A growing log; what is new of it goes to stdout, from stderr's log to stderr."""
-
-    def __init__(self, path: Path, prefix: str) -> None:
-        self._path, self._prefix, self._end = path, prefix, 0
-
-    def pass_on(self) -> None:
-        with contextlib.suppress(FileNotFoundError), self._path.open("rb") as file:
-            file.seek(self._end)
-            text = file.read()
-            self._end = file.tell()
-            stream = sys.stderr if self._path.suffix == ".err" else sys.stdout
-            for line in text.decode(errors="replace").splitlines():
-                print(self._prefix + "".join(c if c.isprintable() or c == "\t" else printable(c) for c in line),
-                      file=stream, flush=True)
 
 
 def _start_time(pid: int) -> str | None:
