@@ -5,6 +5,7 @@
     job.json             what to run, and how; readable by its owner alone, as it holds the environment
     job.sbatch           for Slurm
     submitted.json       where a submitted job runs
+    keeper.json          which process runs it; not where Slurm knows
     log/rank-N.out .err  output of the ranks, of every attempt
     log/launch.log       of a submitted job: what the launcher said
     attempt-NNN/
@@ -111,6 +112,7 @@ class JobFolder:
         self.logs = path / "log"
         self.script = path / "job.sbatch"
         self.submitted = path / "submitted.json"
+        self.keeper = path / "keeper.json"
         self.launch_log = self.logs / "launch.log"
 
     def create(self, job: Job) -> None:
@@ -174,7 +176,8 @@ class JobFolder:
     def reports(self, number: int) -> dict[int, RankReport]:
         """Of the ranks that have started so far."""
         found = {}
-        with os.scandir(self.attempt(number)) as entries:
+        with (storage_errors(f"{self.attempt(number)} can not be read", "how its ranks do is not known"),
+              os.scandir(self.attempt(number)) as entries):
             names = [entry.name for entry in entries if entry.name.startswith("rank-") and entry.name.endswith(".json")]
         for name in names:
             try:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from distrib.errors import DistribError
-from launch import logs
+from launch import keeper, logs
 from launch.cli import main
-from launch.job import Job, JobFolder
+from launch.job import Job, JobFolder, Start
+from launch.keeper import SILENT_S, identity
+from tests.conftest import PYTHON
+from tests.conftest import Start as StartProcess
 
 
 def make_job(path: Path, *, launcher: str = "mpirun", size: int = 3) -> JobFolder:
@@ -107,3 +113,71 @@ def test_rank_0_of_a_local_job_is_in_the_launchers_log(tmp_path: Path, capsys: p
     folder.launch_log.write_text("said\n")
     assert main(["logs", str(folder.path)]) == 0
     assert capsys.readouterr().out == "said\n"
+
+
+KEEP = """\
+import signal, sys
+from pathlib import Path
+from launch.job import JobFolder
+from launch.keeper import keeping
+with keeping(JobFolder(Path(sys.argv[1]))):
+    print("runs", flush=True)
+    signal.pause()
+"""
+
+
+def status(folder: JobFolder, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert main(["status", str(folder.path), "--json"]) == 0
+    said: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return said
+
+
+def test_a_job_whose_launcher_was_killed_is_lost(folder: JobFolder, start: StartProcess,
+                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    folder.begin(Start(("node1",), (3,), "node1", 20000))
+    launcher = start(PYTHON, "-c", KEEP, folder.path)
+    assert launcher.stdout is not None
+    assert launcher.stdout.readline() == "runs\n"
+    assert status(folder, capsys)["state"] == "running"
+    launcher.kill()
+    launcher.wait()
+    said = status(folder, capsys)
+    assert said["state"] == "lost"
+    assert f"process {launcher.pid} on " in said["reason"]
+    assert {rank["state"] for rank in said["ranks"]} == {"never started"}
+    folder.output(0, "out").write_text("so far\n")
+    assert main(["logs", str(folder.path), "--follow"]) == 0
+    assert capsys.readouterr().out == "so far\n"
+
+
+def test_a_job_whose_launcher_ended_has_ended(folder: JobFolder, start: StartProcess,
+                                              capsys: pytest.CaptureFixture[str]) -> None:
+    launcher = start(PYTHON, "-c", KEEP.replace("signal.pause()", "sys.exit(3)"), folder.path)
+    launcher.communicate(timeout=60)
+    assert status(folder, capsys)["state"] == "ended"
+
+
+def test_of_a_launcher_elsewhere_the_signs_of_life_are_counted(folder: JobFolder,
+                                                               capsys: pytest.CaptureFixture[str]) -> None:
+    folder.write(folder.keeper, {**identity(os.getpid()), "started": "1", "counted_by": "another boot"})
+    assert status(folder, capsys)["state"] == "running"
+    old = folder.keeper.stat().st_mtime - 2 * SILENT_S
+    os.utime(folder.keeper, (old, old))
+    assert status(folder, capsys)["state"] == "lost"
+
+
+def test_a_launcher_gives_signs_of_life(folder: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "BEAT_S", 0.01)
+    with keeper.keeping(folder):
+        os.utime(folder.keeper, (0, 0))
+        while folder.keeper.stat().st_mtime == 0:
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("record", [{}, {"pid": -1, "started": None}, {"pid": "x", "started": "1"}, {"pid": 1}])
+def test_a_damaged_record_is_nobodys(folder: JobFolder, capsys: pytest.CaptureFixture[str],
+                                     record: dict[str, Any]) -> None:
+    folder.write(folder.submitted, {"launcher": "mpirun", "counted_by": identity(1)["counted_by"], **record})
+    assert status(folder, capsys)["state"] == "lost"
+    assert main(["cancel", str(folder.path)]) == 0
+    assert "has ended already" in capsys.readouterr().out
