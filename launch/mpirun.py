@@ -70,8 +70,12 @@ def find_mpi(cluster: Cluster, path: str | None = None) -> Mpi:
 
 
 def _is_script(program: Path) -> bool:
-    with program.open("rb") as file:
-        return file.read(2) == b"#!"
+    try:
+        with program.open("rb") as file:
+            return file.read(2) == b"#!"
+    except OSError as error:
+        raise WorldError(f"mpirun.program: {program} can not be read: {error.strerror}", "nothing was started",
+                         "have its permissions corrected, or name another mpirun") from error
 
 
 def recognise(version: str) -> tuple[str, int]:
