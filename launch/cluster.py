@@ -160,8 +160,8 @@ class Cluster(Section):
     """How ranks are started. local: on this machine; mpirun: by Open MPI, MPICH or Intel MPI; slurm: by Slurm."""
     hosts: Annotated[list[str | HostGroup], BeforeValidator(_few_hosts), Field(max_length=4096)] = Field(
         default_factory=list)
-    """For mpirun: the machines, in the order in which they are taken: names (node[01-16] means sixteen), or sections for
-    those that differ. Slurm chooses its own."""
+    """For mpirun: the machines, in the order in which they are taken: names (node[01-16] means sixteen), or sections
+    for those that differ. Slurm chooses its own."""
     nodes: Annotated[int, Field(ge=1, le=65536)] | None = None
     """Machines to use unless --nodes says otherwise; by default all hosts, and one under Slurm."""
     node: Node | None = None
