@@ -45,6 +45,9 @@ def _rows(section: dict[str, Any], definitions: dict[str, Any], prefix: str) -> 
         default = "required" if required else f"`{json.dumps(entry.get('default', EMPTY.get(entry.get('type'))))}`"
         meaning = " ".join(entry.get("description", "").split())
         yield f"| `{prefix}{name}` | {_values(entry)} | {default} | {meaning} |"
+        listed = _section(entry.get("items", {}), definitions)
+        if listed is not None:
+            yield from _rows(listed, definitions, f"{prefix}{name}[].")
 
 
 def _section(entry: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any] | None:

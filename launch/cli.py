@@ -33,8 +33,9 @@ AllOutput = Annotated[bool, typer.Option(
 Job = Annotated[Path | None, typer.Option(
     metavar="DIR", help="Folder of a job on other hosts, which all of them share. [default: a new one in launch-jobs]")]
 JobFolder = Annotated[Path, typer.Argument(metavar="JOB", help="A job's folder, as `launch submit` printed it.")]
-RankOption = Annotated[int, typer.Option("--rank", min=0, help="Whose output.")]
+RankOption = Annotated[int | None, typer.Option("--rank", min=0, help="Whose output. [default: 0]")]
 Every = Annotated[bool, typer.Option("--all", help="Of all ranks, and of the launcher.")]
+Tail = Annotated[int | None, typer.Option(min=0, metavar="LINES", help="Only so many last lines of each log.")]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")]
 Backend = Annotated[str, typer.Option(help="The all-reduce to measure, as `comm.backend` of an experiment.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -128,11 +129,13 @@ def status(job: JobFolder, as_json: AsJson = False) -> int:
 
 
 @app.command()
-def logs(job: JobFolder, rank: RankOption = 0, every: Every = False, follow: Follow = False) -> int:
+def logs(
+    job: JobFolder, rank: RankOption = None, every: Every = False, follow: Follow = False, tail: Tail = None,
+) -> int:
     """Print a rank's output, or that of all with the rank before each line."""
-    from launch.jobs import show_logs
+    from launch.logs import show_logs
 
-    return show_logs(job, None if every else rank, follow)
+    return show_logs(job, rank, every, follow, tail)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from distrib.documents import Section, apply_overrides, read_yaml, validate
 from distrib.errors import printable
-from launch.hosts import expand
+from launch.hosts import MAX_HOSTS, count, expand
 
 LAUNCHERS = {"local": "launch.local", "mpirun": "launch.mpirun", "slurm": "launch.slurm"}
 """Ways to start ranks: name -> module, imported on use. Each has ``run_plan(plan, options)`` and ``run_job(folder)``,
@@ -54,10 +54,25 @@ def _environment(values: dict[str, str | int | float]) -> dict[str, str | int | 
 
 
 def _host_list(names: list[str]) -> list[str]:
+    if sum(map(count, names)) > MAX_HOSTS:
+        raise ValueError(f"there are more than {MAX_HOSTS} hosts")
     hosts = [host for name in names for host in expand(name)]
-    if twice := next((host for host in hosts if hosts.count(host) > 1), None):
-        raise ValueError(f"the host {twice} stands twice")
+    seen: set[str] = set()
+    for host in hosts:
+        if host in seen:
+            raise ValueError(f"the host {host} stands twice")
+        seen.add(host)
     return hosts
+
+
+def _few_hosts(items: object) -> object:
+    """Refuses too many before each group names its own; whether they are names at all is seen later."""
+    groups = [item.get("hosts") if isinstance(item, dict) else [item]
+              for item in (items if isinstance(items, list) else [])]
+    names = [name for group in groups if isinstance(group, list) for name in group if isinstance(name, str)]
+    if sum(map(count, names)) > MAX_HOSTS:
+        raise ValueError(f"there are more than {MAX_HOSTS} hosts")
+    return items
 
 
 def _options(words: list[str]) -> list[str]:
@@ -131,7 +146,7 @@ class Slurm(Section):
     requeue: bool = True
     """After preemption, a node's failure or the time limit, the same job waits and goes on."""
     stop_signal_s: Annotated[int, Field(ge=10, le=65535)] = 120
-    """Seconds before the time limit at which ranks are told to save."""
+    """Seconds before the time limit at which ranks are told to save; more than stop_grace_s."""
     options: Words = Field(default_factory=list)
     """More options of sbatch, each one word."""
 
@@ -143,8 +158,10 @@ class Cluster(Section):
     """What the cluster is called in messages; by default as its file."""
     launcher: Annotated[str, AfterValidator(_known_launcher)] = "local"
     """How ranks are started. local: on this machine; mpirun: by Open MPI, MPICH or Intel MPI; slurm: by Slurm."""
-    hosts: Annotated[list[str | HostGroup], Field(max_length=4096)] = Field(default_factory=list)
-    """For mpirun: the machines, in the order in which they are taken. Slurm chooses its own."""
+    hosts: Annotated[list[str | HostGroup], BeforeValidator(_few_hosts), Field(max_length=4096)] = Field(
+        default_factory=list)
+    """For mpirun: the machines, in the order in which they are taken: names (node[01-16] means sixteen), or sections
+    for those that differ. Slurm chooses its own."""
     nodes: Annotated[int, Field(ge=1, le=65536)] | None = None
     """Machines to use unless --nodes says otherwise; by default all hosts, and one under Slurm."""
     node: Node | None = None
@@ -186,6 +203,9 @@ class Cluster(Section):
                                 "chooses its own (slurm.options takes --nodelist=...)"))
         if self.launcher == "local" and (self.nodes or 1) > 1:
             raise ValueError("nodes: launcher: local has one node, this machine")
+        if self.launcher == "slurm" and self.stop_grace_s >= self.slurm.stop_signal_s:
+            raise ValueError(f"stop_grace_s ({self.stop_grace_s:g}) must be less than slurm.stop_signal_s "
+                             f"({self.slurm.stop_signal_s}): the time limit would end ranks that still save")
         _host_list([name for item in self.hosts for name in ([item] if isinstance(item, str) else item.hosts)])
         return self
 

@@ -5,6 +5,7 @@
     job.json             what to run, and how; readable by its owner alone, as it holds the environment
     job.sbatch           for Slurm
     submitted.json       where a submitted job runs
+    keeper.json          which process runs it; not where Slurm knows
     log/rank-N.out .err  output of the ranks, of every attempt
     log/launch.log       of a submitted job: what the launcher said
     attempt-NNN/
@@ -17,12 +18,14 @@ The folder must lie on a file system that all hosts share. Files appear whole, b
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from distrib.errors import StorageError, WorldError, storage_errors
 from launch.report import Ending
@@ -109,6 +112,7 @@ class JobFolder:
         self.logs = path / "log"
         self.script = path / "job.sbatch"
         self.submitted = path / "submitted.json"
+        self.keeper = path / "keeper.json"
         self.launch_log = self.logs / "launch.log"
 
     def create(self, job: Job) -> None:
@@ -172,7 +176,8 @@ class JobFolder:
     def reports(self, number: int) -> dict[int, RankReport]:
         """Of the ranks that have started so far."""
         found = {}
-        with os.scandir(self.attempt(number)) as entries:
+        with (storage_errors(f"{self.attempt(number)} can not be read", "how its ranks do is not known"),
+              os.scandir(self.attempt(number)) as entries):
             names = [entry.name for entry in entries if entry.name.startswith("rank-") and entry.name.endswith(".json")]
         for name in names:
             try:
@@ -210,7 +215,7 @@ class JobFolder:
     @staticmethod
     def read(path: Path) -> dict[str, Any]:
         """A JSON object from a file."""
-        with storage_errors(f"{path} can not be read", "nothing was started"), path.open("rb") as file:
+        with storage_errors(f"{path} can not be read", "nothing was started"), open_regular(path) as file:
             raw = file.read(MAX_BYTES)
         try:
             values = json.loads(raw)
@@ -221,11 +226,20 @@ class JobFolder:
         return values
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading. Raises OSError also where something else has its name: a pipe would wait for ever."""
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return file
+
+
 def read_error(path: Path) -> tuple[str, float | None]:
     """The message that a rank left, and when; or nothing."""
     try:
         when = path.stat().st_mtime
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             message = json.loads(file.read(1 << 16))["message"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "", None
@@ -236,7 +250,7 @@ def read_error(path: Path) -> tuple[str, float | None]:
 def read_tail(path: Path, lines: int, start: int = 0) -> tuple[str, ...]:
     """The last lines of a log that are not empty, from a byte offset on; none if there is no such file."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(start, end - (1 << 14)))
             text = file.read().decode(errors="replace")

@@ -1,17 +1,15 @@
-"""Jobs from submission to end: the verbs submit, status, logs and cancel, the same for every launcher.
+"""Jobs from submission to end: the verbs submit, status and cancel, the same for every launcher.
 
-Slurm keeps its jobs itself (slurm.py). Others run below a process of their own, ``launch batch``, that outlives
-the shell; it is known by its pid, the time of its start and its host.
+Slurm keeps its jobs itself (slurm.py). Others run below a process of their own (keeper.py): ``launch run``, or
+``launch batch``, which outlives the shell.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,12 +20,10 @@ from typing import TYPE_CHECKING, Any
 from distrib.entry import put
 from distrib.errors import ConfigError, StorageError, WorldError, printable
 from launch.job import JobFolder
-from launch.processes import stat_fields
+from launch.keeper import identity, is_gone, is_visible
 
 if TYPE_CHECKING:
     from launch.plan import Plan
-
-LOOK_S = 0.3
 
 
 def create_job(plan: Plan, path: Path | None, *, attached: bool) -> JobFolder:
@@ -65,8 +61,7 @@ def _submit_here(plan: Plan, folder: JobFolder) -> dict[str, Any]:
     with folder.launch_log.open("ab") as log:
         process = subprocess.Popen([sys.executable, "-m", "launch", "batch", str(folder.path)], stdout=log, stderr=log,
                                    stdin=subprocess.DEVNULL, start_new_session=True)
-    return {"launcher": plan.cluster.launcher, "pid": process.pid, "host": socket.gethostname(),
-            "started": _start_time(process.pid)}
+    return {"launcher": plan.cluster.launcher, **identity(process.pid)}
 
 
 def show_status(path: Path, as_json: bool) -> int:
@@ -104,21 +99,22 @@ def describe_job(folder: JobFolder) -> dict[str, Any]:
 
 
 def job_state(folder: JobFolder) -> dict[str, Any]:
-    """{"state": waiting | running | ended ..., "running": whether it may yet go on, "reason": why, if known}."""
-    record = folder.submitted_record()
-    if record is None:
-        number = folder.last_attempt()
-        reports = folder.reports(number) if number else {}
-        ended = number > 0 and sum(r.code is not None for r in reports.values()) == folder.start(number).size
-        return {"state": "ended" if ended else "started by hand", "running": not ended}
-    if record["launcher"] == "slurm":
+    """{"state": waiting | running | ended | lost ..., "running": whether it may yet go on, "reason": why, if known}."""
+    record, path = folder.submitted_record(), folder.submitted
+    if record is not None and record.get("launcher") == "slurm":
         from launch.sbatch import state
 
         return state(folder, record)
-    if record["host"] != socket.gethostname():
-        return {"state": f"submitted on {record['host']}, where alone its process can be seen", "running": True}
-    alive = _start_time(record["pid"]) == record["started"]
-    return {"state": "running" if alive else "ended", "running": alive}
+    if folder.keeper.exists():
+        record, path = folder.read(folder.keeper), folder.keeper
+    if record is None:
+        return {"state": "lost", "running": False, "reason": "its folder does not tell who runs it"}
+    if "ended" in record:
+        return {"state": "ended", "running": False}
+    if not is_gone(path, record):
+        return {"state": "running", "running": True}
+    reason = f"its launcher, process {record.get('pid')} on {record.get('host')}, is gone without a last word"
+    return {"state": "lost", "running": False, "reason": printable(reason)}
 
 
 def cancel_job(path: Path) -> int:
@@ -134,14 +130,15 @@ def cancel_job(path: Path) -> int:
 
 def _cancel(folder: JobFolder, record: dict[str, Any]) -> str:
     """Ask a job to end; what came of it."""
-    if record["launcher"] == "slurm":
+    if record.get("launcher") == "slurm":
         from launch.sbatch import cancel
 
         cancel(record)
-    elif record["host"] != socket.gethostname():
-        raise WorldError(f"the job runs below a process of {record['host']}", "nothing was cancelled",
-                         f"cancel it on {record['host']}")
-    elif _start_time(record["pid"]) == record["started"]:
+    elif not is_visible(record):
+        host = printable(str(record.get("host")))
+        raise WorldError(f"the job runs below a process of {host}, which can not be seen from here",
+                         "nothing was cancelled", f"cancel it on {host}")
+    elif not is_gone(folder.submitted, record):
         try:
             os.kill(record["pid"], signal.SIGTERM)
         except OSError as error:
@@ -150,49 +147,3 @@ def _cancel(folder: JobFolder, record: dict[str, Any]) -> str:
     else:
         return "has ended already"
     return "asked to end"
-
-
-def show_logs(path: Path, rank: int | None, follow: bool) -> int:
-    """Print the output of one rank, or of all ranks and the launcher, each line with its origin."""
-    folder = JobFolder(path.absolute())
-    folder.job()
-    tails: dict[Path, _Tail] = {}
-    while True:
-        running = follow and job_state(folder)["running"]
-        for log in _wanted(folder, rank):
-            tails.setdefault(log, _Tail(log, "" if rank is not None else f"[{log.stem.replace('-', ' ')}] ")).pass_on()
-        if not running:
-            return 0
-        time.sleep(LOOK_S)
-
-
-def _wanted(folder: JobFolder, rank: int | None) -> list[Path]:
-    if rank is not None:
-        return [folder.output(rank, "out"), folder.output(rank, "err")]
-    return sorted(folder.logs.glob("*"), key=lambda log: (len(log.stem), log.name))
-
-
-class _Tail:
-    """A growing log; what is new of it goes to stdout, from stderr's log to stderr."""
-
-    def __init__(self, path: Path, prefix: str) -> None:
-        self._path, self._prefix, self._end = path, prefix, 0
-
-    def pass_on(self) -> None:
-        with contextlib.suppress(FileNotFoundError), self._path.open("rb") as file:
-            file.seek(self._end)
-            text = file.read()
-            self._end = file.tell()
-            stream = sys.stderr if self._path.suffix == ".err" else sys.stdout
-            for line in text.decode(errors="replace").splitlines():
-                print(self._prefix + "".join(c if c.isprintable() or c == "\t" else printable(c) for c in line),
-                      file=stream, flush=True)
-
-
-def _start_time(pid: int) -> str | None:
-    """When a process started, in the kernel's ticks; None if there is none. With the pid it names one process."""
-    try:
-        fields = stat_fields(pid)
-    except OSError:
-        return None
-    return None if fields[0] == "Z" else fields[19]

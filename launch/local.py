@@ -26,6 +26,7 @@ from distrib.documents import validate
 from distrib.errors import WorldError
 from launch.cluster import Cluster
 from launch.job import JobFolder
+from launch.keeper import keeping
 from launch.output import Output
 from launch.plan import Plan, build_plan, wrapped
 from launch.processes import adopt_orphans, adopted, exit_code, remove_shared_memory, signal_adopted, signal_group
@@ -80,8 +81,9 @@ def run_job(folder: JobFolder) -> int:
     """Run the submitted job of a folder to its end; the exit code."""
     job = folder.job()
     cluster = validate(Cluster, job.cluster, f"the job {folder.path}")
-    plan = build_plan(cluster, read_topology(), job.command, host=socket.gethostname(), num_ranks=sum(job.counts))
-    return run_plan(plan, Options(logs=folder.logs))
+    with keeping(folder):
+        plan = build_plan(cluster, read_topology(), job.command, host=socket.gethostname(), num_ranks=sum(job.counts))
+        return run_plan(plan, Options(logs=folder.logs))
 
 
 def free_port() -> int:

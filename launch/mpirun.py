@@ -22,6 +22,7 @@ from launch.cluster import Cluster
 from launch.environment import travelling
 from launch.job import JobFolder, Start
 from launch.jobs import create_job
+from launch.keeper import keeping
 from launch.local import Options, say
 from launch.plan import Plan
 from launch.reach import check_hosts
@@ -69,8 +70,12 @@ def find_mpi(cluster: Cluster, path: str | None = None) -> Mpi:
 
 
 def _is_script(program: Path) -> bool:
-    with program.open("rb") as file:
-        return file.read(2) == b"#!"
+    try:
+        with program.open("rb") as file:
+            return file.read(2) == b"#!"
+    except OSError as error:
+        raise WorldError(f"mpirun.program: {program} can not be read: {error.strerror}", "nothing was started",
+                         "have its permissions corrected, or name another mpirun") from error
 
 
 def recognise(version: str) -> tuple[str, int]:
@@ -128,13 +133,14 @@ def run_job(folder: JobFolder, all_output: bool = False) -> int:
     """Run the job of a folder to its end; the exit code."""
     job = folder.job()
     cluster = validate(Cluster, job.cluster, f"the job {folder.path}")
-    if cluster.mpirun.ssh:
-        check_hosts(job.hosts, supervisor_argv(folder.path, "0"))
-    start = Start(job.hosts, job.counts, job.hosts[0], meeting_port())
-    number = folder.begin(start)
-    starter = make_starter(cluster, find_mpi(cluster), start, folder, number)
-    return run_attempt(folder, number, starter, start_s=cluster.start_s, grace_s=cluster.grace_s,
-                       stop_grace_s=cluster.stop_grace_s, all_output=all_output).code
+    with keeping(folder):
+        if cluster.mpirun.ssh:
+            check_hosts(job.hosts, supervisor_argv(folder.path, "0"))
+        start = Start(job.hosts, job.counts, job.hosts[0], meeting_port())
+        number = folder.begin(start)
+        starter = make_starter(cluster, find_mpi(cluster), start, folder, number)
+        return run_attempt(folder, number, starter, start_s=cluster.start_s, grace_s=cluster.grace_s,
+                           stop_grace_s=cluster.stop_grace_s, all_output=all_output).code
 
 
 def plan_commands(plan: Plan) -> tuple[tuple[str, ...], ...]:

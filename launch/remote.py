@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from distrib.errors import DistribError, WorldError
+from distrib.errors import DistribError, StorageError, WorldError
 from launch.job import JobFolder, RankReport, Start, read_tail
 from launch.local import REPEAT_S, SETTLE_S, UNKILLABLE_S, guard_process, say, signal_inbox, tell_guard
 from launch.local import STOPS as LOCAL_STOPS
@@ -142,7 +142,7 @@ class _Watch:
 
     def _look(self) -> None:
         if self._silent():
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(StorageError):
                 self._reports = self._folder.reports(self._number)
         if self._relay:
             self._relay.pass_on()

@@ -24,6 +24,7 @@ from distrib.errors import WorldError, printable, storage_errors
 from launch.cluster import Cluster
 from launch.job import Job, JobFolder, Start
 from launch.jobs import create_job
+from launch.keeper import keeping
 from launch.local import Options, say, signal_inbox
 from launch.plan import Plan
 from launch.remote import STOPS, Starter, meeting_port, run_attempt, supervisor_argv
@@ -42,17 +43,18 @@ def run_plan(plan: Plan, options: Options) -> int:
     folder = create_job(plan, options.job, attached=True)
     for warning in plan.warnings:
         say(warning)
-    if allocation := os.environ.get("SLURM_JOB_ID"):
-        return _run(folder, allocation, options.all_output)
-    argv = salloc_argv(plan)
-    with signal_inbox() as inbox:
-        say(f"{plan.cluster.name}: waiting for nodes ({plan.cluster.slurm.spares + len(plan.layout()[0])})")
-        allocation, stopped = _allocate(argv, inbox)
-    if stopped:
-        return 128 + stopped
-    with _ending_with_us(allocation):
-        say(f"job {allocation} of Slurm's; job folder: {folder.path}")
-        return _run(folder, allocation, options.all_output)
+    with keeping(folder):
+        if allocation := os.environ.get("SLURM_JOB_ID"):
+            return _run(folder, allocation, options.all_output)
+        argv = salloc_argv(plan)
+        with signal_inbox() as inbox:
+            say(f"{plan.cluster.name}: waiting for nodes ({plan.cluster.slurm.spares + len(plan.layout()[0])})")
+            allocation, stopped = _allocate(argv, inbox)
+        if stopped:
+            return 128 + stopped
+        with _ending_with_us(allocation):
+            say(f"job {allocation} of Slurm's; job folder: {folder.path}")
+            return _run(folder, allocation, options.all_output)
 
 
 def plan_commands(plan: Plan) -> tuple[tuple[str, ...], ...]:

@@ -24,6 +24,7 @@ import psutil
 
 from distrib.comm.gloo import is_loopback
 from distrib.comm.oneccl_build import NAME, WHEELS, find_extension
+from distrib.errors import WorldError
 from distrib.world import World
 
 REMEDY = "build it with `distrib backends --build oneccl`"
@@ -134,14 +135,37 @@ def share_names(places: Sequence[tuple[str, str]]) -> bool:
     return any(machines.setdefault(host, machine) != machine for host, machine in places)
 
 
+def counted_apart(places: Sequence[tuple[str, str, str]]) -> tuple[int, int] | None:
+    """Two ranks of one host whose processes are numbered apart, as in two containers; None if there are none.
+
+    oneCCL tells neighbours apart by these numbers, and hangs where two are equal. ``places``: (host name, boot, pid
+    namespace) of every rank, by rank.
+    """
+    firsts: dict[tuple[str, str], int] = {}
+    for rank, (host, boot, pids) in enumerate(places):
+        first = firsts.setdefault((host, boot), rank)
+        if places[first][2] != pids:
+            return first, rank
+    return None
+
+
 def _settle(world: World, peers: Any, rank: int, size: int, address: str) -> None:
-    """Collective: set up oneCCL's environment for where the ranks are."""
-    machine = f"{_boot_id()} {address if size > world.local_size else ''}"
-    peers.set(f"place/{rank}", json.dumps([world.host, machine]))
+    """Collective: set up oneCCL's environment for where the ranks are. Raises WorldError where it would hang."""
+    peers.set(f"place/{rank}", json.dumps([world.host, _boot_id(), _pid_namespace(),
+                                           address if size > world.local_size else ""]))
     if rank == 0:
         places = [json.loads(peers.get(f"place/{other}")) for other in range(size)]
-        peers.set("places", json.dumps(share_names(places)))
-    shared_memory = not json.loads(peers.get("places"))
+        shared = share_names([(host, f"{boot} {where}") for host, boot, _, where in places])
+        peers.set("places", json.dumps([not shared, counted_apart([place[:3] for place in places])]))
+    shared_memory, apart = json.loads(peers.get("places"))
+    if apart:
+        peers.set(f"told/{rank}", "yes")
+        if rank == 0:  # with which the store may go
+            for other in range(size):
+                peers.get(f"told/{other}")
+        raise WorldError(f"ranks {apart[0]} and {apart[1]} are on one host, but in containers that number their "
+                         "processes apart", "the sums would hang", "start the containers with --pid host (Apptainer: "
+                         "without --pid and --containall), or write comm.backend: gloo")
     interface = interface_of(address)
     wanted = {
         **SETTINGS,
@@ -159,6 +183,13 @@ def _settle(world: World, peers: Any, rank: int, size: int, address: str) -> Non
 def _boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _pid_namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
 

@@ -174,6 +174,9 @@ def test_a_launcher_killed_leaves_nothing(cluster: Cluster) -> None:
     os.kill(launcher, signal.SIGKILL)
     ended(process)
     cluster.until(lambda: not cluster.left(), "nothing is left")
+    status = json.loads(ended(cluster.start("status", cluster.job, "--json"))[0])
+    assert status["state"] == "lost"
+    ended(cluster.start("logs", cluster.job, "--rank", "1", "--follow"))
 
 
 def test_a_host_that_dies_is_named(cluster: Cluster) -> None:

@@ -153,7 +153,8 @@ def site(slurm: Slurm, tmp_path: Path) -> Iterator[Site]:
 def timed(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, Stub, Path]:
     """A job of 45 s that is told to save 10 to 40 s after each start, 50 s before its time limit."""
     site = Site(slurm, tmp_path_factory.mktemp("timed"))
-    stub = Stub(site, "time: '1', stop_signal_s: 50, options: [--nodelist=node5]", total=450, more="name: timed")
+    stub = Stub(site, "time: '1', stop_signal_s: 50, options: [--nodelist=node5]", total=450,
+                more="name: timed\nstop_grace_s: 40")
     return site, stub, stub.submit()
 
 

@@ -51,6 +51,11 @@ def test_keys_can_be_overridden(tmp_path: Path) -> None:
     ("env: {A: true}", "in quotes"),
     ('env: {A: "x\\0y"}', "zero byte"),
     ("env: {A: [1]}", "env"),
+    ("launcher: mpirun\nhosts: ['a[1-40000]', 'b[1-40000]']", "more than 65536 hosts"),
+    ("launcher: mpirun\nhosts: [{hosts: ['a[1-40000]']}, {hosts: ['b[1-40000]']}]", "more than 65536 hosts"),
+    ("launcher: mpirun\nhosts: [a, 'b[1-2]', b2]", "the host b2 stands twice"),
+    ("launcher: slurm\nstop_grace_s: 120", "stop_grace_s (120) must be less than slurm.stop_signal_s (120)"),
+    ("launcher: slurm\nslurm: {stop_signal_s: 30}", "stop_grace_s (60) must be less than slurm.stop_signal_s (30)"),
     ('name: ""', "name"),
     ('name: "a\\nb"', "name"),
     ("- a", "list"),
@@ -66,6 +71,12 @@ def test_mistakes_are_one_clear_line(tmp_path: Path, text: str, told: str) -> No
     assert "cluster.yaml" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+def test_many_hosts_are_no_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text("launcher: mpirun\nhosts: ['a[00001-60000]']\nstop_grace_s: 500\n")
+    assert len(load_cluster(path).groups[0].hosts) == 60000
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:

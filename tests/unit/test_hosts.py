@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
 from launch.hosts import expand
@@ -25,3 +27,14 @@ def test_expand(text: str, names: list[str]) -> None:
 def test_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"host"):
         expand(text)
+
+
+@pytest.mark.parametrize("text", ["n[" + ",".join(["1-60000"] * 4) + "]", "a" * 10_000 + "[1-300]"])
+def test_too_many_are_refused_before_they_are_built(text: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"more than 65536 hosts|too long for a name of a host"):
+            expand(text)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()

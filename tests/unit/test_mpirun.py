@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from pathlib import Path
+
 import pytest
 
+from distrib.errors import WorldError
+from launch.cluster import Cluster, Mpirun
 from launch.environment import locate, tasks_per_node, travelling
-from launch.mpirun import Mpi, recognise, starter_argv
+from launch.mpirun import Mpi, find_mpi, recognise, starter_argv
 
 OPEN_MPI_4 = "mpirun (Open MPI) 4.1.4\n\nReport bugs to http://www.open-mpi.org/community/help/\n"
 OPEN_MPI_5 = "mpirun (Open MPI) 5.0.11\n\nReport bugs to https://www.open-mpi.org/community/help/\n"
@@ -20,6 +26,22 @@ MPICH = "HYDRA build details:\n    Version:                                 4.0.
 ])
 def test_recognise(text: str, flavour: tuple[str, int]) -> None:
     assert recognise(text) == flavour
+
+
+def test_an_mpirun_that_can_not_be_read_is_told() -> None:
+    me = os.geteuid()
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder, "mpirun")
+        program.touch(0o111)
+        Path(folder).chmod(0o711)
+        cluster = Cluster(launcher="mpirun", hosts=["node1"], mpirun=Mpirun(program=str(program)))
+        try:
+            if me == 0:
+                os.seteuid(65534)  # root may read anything
+            with pytest.raises(WorldError, match=r"mpirun can not be read: Permission denied\. Nothing was started"):
+                find_mpi(cluster)
+        finally:
+            os.seteuid(me)
 
 
 WORDS = ["/py", "rank.py", "/my job/$(x)", "1"]

@@ -15,6 +15,13 @@ def test_ranks_of_two_machines_with_one_name_are_told_apart() -> None:
     assert oneccl.share_names([("a", "1"), ("b", "2"), ("a", "2")])
 
 
+def test_containers_that_number_their_processes_apart_are_noticed() -> None:
+    host, other = ("a", "boot"), ("b", "boot")
+    assert oneccl.counted_apart([(*host, "pid:[1]"), (*other, "pid:[2]"), (*host, "pid:[1]")]) is None
+    assert oneccl.counted_apart([("a", "boot", "pid:[1]"), ("a", "another", "pid:[2]")]) is None
+    assert oneccl.counted_apart([(*other, "pid:[1]"), (*host, "pid:[1]"), (*host, "pid:[2]")]) == (1, 2)
+
+
 def test_the_address_and_interface_on_the_way_to_another_host() -> None:
     assert oneccl.own_address("127.0.0.1") == "127.0.0.1"
     assert oneccl.interface_of("127.0.0.1") == "lo"
