@@ -239,11 +239,14 @@ class CheckpointWriter:
     Failures are told once, and so is that it works again. Only the last checkpoint of a run must be on the disk.
     """
 
-    def __init__(self, run: RunDir, keep_last: int, tell: Callable[[str], None], patience_s: float = 10.0) -> None:
-        """``tell`` shows the user a line, and is called from the thread too. ``patience_s`` is how long training
-        waits for a checkpoint that takes longer than until the next is due, before it skips that one."""
+    def __init__(self, run: RunDir, keep_last: int, tell: Callable[[str], None], patience_s: float = 10.0,
+                 permitted: Callable[[], bool] = lambda: True) -> None:
+        """``permitted``: whether this process may still write, looked up before each checkpoint; it may raise
+        OSError. ``tell`` shows the user a line, and is called from the thread too. ``patience_s`` is how long
+        training waits for a checkpoint that takes longer than until the next is due, before it skips that one."""
         self._run, self._keep_last, self._tell = run, keep_last, tell
         self._patience_s = self._left_s = patience_s
+        self._permitted = permitted
         self._thread: threading.Thread | None = None
         self._step, self._begun = 0, 0.0
         self._skipped: list[int] = []
@@ -321,6 +324,9 @@ class CheckpointWriter:
         try:
             with storage_errors(f"the checkpoint of step {checkpoint.step} could not be written", ""):
                 _check_there(self._run)
+                if not self._permitted():
+                    raise CheckpointError(f"another training took over the run folder {self._run.root}",
+                                          "this one wrote nothing more into it", "let the other one go on")
             write_checkpoint(self._run, checkpoint)
         except StorageError as error:
             self._failed(checkpoint, error, last)

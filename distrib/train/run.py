@@ -82,12 +82,12 @@ def run_train(settled: Settled, world: World, tell: Tell, *, join: bool = False)
             tell = tell if world.is_first else _silence
             _advise_threads(settled.experiment, tell)
             with Group(world, comm.backend, comm.timeout_s) as group:
-                rank = stack.enter_context(_Rank(settled, stop_wanted, tell, None))
+                rank = stack.enter_context(_Rank(settled, stop_wanted, tell, lease, None))
                 result = rank.train(group)
                 assert result is not None
                 return result
         link = stack.enter_context(Link(world, comm, run, lease, tell))
-        return _train_elastically(_Rank(settled, stop_wanted, tell, link), link, join=join)
+        return _train_elastically(_Rank(settled, stop_wanted, tell, lease, link), link, join=join)
 
 
 def _train_elastically(rank: _Rank, link: Link, *, join: bool) -> dict[str, Any]:
@@ -235,8 +235,9 @@ class _Rank:
     ``link`` is that of an elastic run; None: there is one view, and a lost peer ends the run.
     """
 
-    def __init__(self, settled: Settled, stop_wanted: Callable[[], int], tell: Tell, link: Link | None) -> None:
-        self._settled, self._run, self._link = settled, settled.run, link
+    def __init__(self, settled: Settled, stop_wanted: Callable[[], int], tell: Tell, lease: Lease,
+                 link: Link | None) -> None:
+        self._settled, self._run, self._lease, self._link = settled, settled.run, lease, link
         self._stop_wanted, self._tell_user = stop_wanted, tell
         self._samples = settled.manifest.samples("train")
         self._leads = False
@@ -328,7 +329,8 @@ class _Rank:
             self._tell(f"warning: the last bits may differ from an undisturbed run's: {difference}")
         self._log = self._written.enter_context(
             RunLog(self._run, first_step=step, total_steps=total_steps(experiment, len(self._samples))))
-        self._writer = CheckpointWriter(self._run, experiment.checkpoint.keep_last, self._log.note)
+        self._writer = CheckpointWriter(self._run, experiment.checkpoint.keep_last, self._log.note,
+                                        permitted=self._lease.is_ours)
 
     def _train_together(self, experiment: Experiment, group: Group, state: _State) -> tuple[Trained, Trainer]:
         train, data, samples, progress = experiment.train, experiment.data, self._samples, state.progress
