@@ -86,8 +86,10 @@ def measure(model_name: str, dataset: Path, work: Path, rounds: int, clock: Call
         trainer = Trainer(
             experiment=experiment, num_samples=len(samples), total_steps=steps, model=model,
             optimizer=optimizer, validate=None, average=None, progress=Progress(),
-            pace=build_pace(experiment, len(samples), None, group, model, optimizer, reduction, stream, None),
+            pace=build_pace(experiment, len(samples), None, group, model, optimizer, reduction, stream, None,
+                            range(LANES)),
             log=log, writer=None, wish=lambda: Stop.NO, agree=lambda: True, guarded=lambda *_: False,
+            moves=lambda: False,
             watch=build_watch(experiment.watch, group, LANES, log),
         )
         bare_model = starting_model(experiment, len(manifest.classes), note).train()

@@ -205,6 +205,8 @@ class CommConfig(Section):
     """Who carries the sums; auto: oneccl where all ranks have it and a core each, else gloo (docs/communication.md)."""
     timeout_s: Annotated[float, Field(ge=1, le=1e6)] = 300.0
     """Seconds without an answer after which a peer counts as lost."""
+    move_lanes: bool = True
+    """Give ranks that are measured to be slow fewer lanes; with exact sums, where that changes nothing of the model."""
     silence_s: Annotated[float, Field(ge=1, le=1e6)] = 10.0
     """Of elastic runs: seconds without a sign of life after which a rank counts as lost, and the others go on."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import torch
@@ -64,6 +65,14 @@ class Progress:
     """What the log says of the last period's steps."""
 
 
+class Pause(Enum):
+    """Why training stops at the end of a period, to go on."""
+
+    REGROUP = "somebody wants to join"
+    DISAGREED = "ranks hold different states, and the last ones may not be used"
+    MOVED = "lanes are to move to other ranks"
+
+
 @dataclass
 class Trained:
     """How training ended."""
@@ -71,10 +80,8 @@ class Trained:
     finished: bool
     """False when it was asked to stop before its end; it goes on from its last checkpoint."""
     early: bool
-    regroup: bool
-    """Whether it only paused, for somebody to join."""
-    agreed: bool
-    """False: ranks hold different states, and the last ones may not be used."""
+    pause: Pause | None = None
+    """Why it only paused."""
 
 
 @dataclass
@@ -104,6 +111,8 @@ class Trainer:
     """Collective: whether all ranks hold the same state."""
     guarded: Callable[[int, int], bool]
     """Whether to ask for that after the steps from one to another, even if nothing is due to be written."""
+    moves: Callable[[], bool]
+    """Whether lanes are to move to other ranks; the same on all."""
     _last_checkpoint: int | None = field(default=None, init=False)
 
     def run(self) -> Trained:
@@ -112,19 +121,21 @@ class Trainer:
         self._last_checkpoint = progress.step or None
         if self.log is not None:
             self.log.steps(progress.records)  # of a period whose end the rank that logged before did not see
-        stop, agreed = Stop.NO, True
+        stop, agreed, moved = Stop.NO, True, False
         if not progress.is_settled:
             agreed = self._settle(stop)
-        while agreed and progress.step < self.total_steps and not (stop or self._gives_up()):
+        while agreed and progress.step < self.total_steps and not (stop or moved or self._gives_up()):
             stop = self.one_period()
-            agreed = self._settle(stop)
+            agreed, moved = self._settle(stop), self.moves()
         if not agreed:
-            return Trained(False, False, False, False)
+            return Trained(False, False, Pause.DISAGREED)
         early = self._gives_up()
         finished = early or progress.step >= self.total_steps
         if self.writer is not None and (finished or stop is Stop.END):
             self.writer.wait()
-        return Trained(finished, early, stop is Stop.REGROUP and not finished, True)
+        if finished or stop is Stop.END:
+            return Trained(finished, early)
+        return Trained(finished, early, Pause.REGROUP if stop is Stop.REGROUP else Pause.MOVED)
 
     def one_period(self) -> Stop:
         """The next period, without what is due after it; the greatest of all ranks' wishes."""

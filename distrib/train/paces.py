@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,6 @@ from torch import Tensor, nn
 
 from distrib.comm.group import Group
 from distrib.config import Experiment
-from distrib.data.order import carried_lanes
 from distrib.data.stream import Stream
 from distrib.models.normalise import Normalise
 from distrib.train.build import data_parallel
@@ -27,10 +27,10 @@ from distrib.train.step import LaneStep
 
 def build_pace(experiment: Experiment, num_samples: int, weights_K: Tensor | None, group: Group, model: nn.Module,
                optimizer: torch.optim.Optimizer, reduction: Reduction | None, stream: Stream,
-               witness: Witness | None) -> Pace:
+               witness: Witness | None, lanes: Sequence[int]) -> Pace:
     """Collective. ``reduction`` is needed for lanes that meet at every step, and ``optimizer`` then is theirs.
 
-    ``weights_K``: the classes' weights in the loss; None: all alike.
+    ``weights_K``: the classes' weights in the loss; None: all alike. ``lanes`` are those that this rank carries.
     With local steps ``optimizer`` is the outer one, and ``stream`` must deliver a lane's step at a time.
     """
     train = experiment.train
@@ -52,7 +52,7 @@ def build_pace(experiment: Experiment, num_samples: int, weights_K: Tensor | Non
     sizes = [p.numel() for p in model.parameters() if p.requires_grad]
     return LocalRounds(
         model, optimizer, group, OuterSum(group, sizes, train.lanes, build_words(train)),
-        LanePass(module, **forward), stream, lanes=carried_lanes(group.rank, group.size, train.lanes),
+        LanePass(module, **forward), stream, lanes=lanes,
         num_lanes=train.lanes, local_steps=train.local_steps, total_steps=steps, seed=experiment.seed,
         inner=lambda: build_optimizer(model, train), rate=rate, clip_norm=train.clip_norm, witness=witness,
     )

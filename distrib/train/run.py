@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from types import FrameType
@@ -36,12 +36,13 @@ from distrib.models.weights import set_training, weights_sha256
 from distrib.rundir import RunDir
 from distrib.train import ipex
 from distrib.train.agree import agree_on_experiment, warn_of_other_processors
+from distrib.train.balance import better_shares, lanes_of
 from distrib.train.build import starting_model, training_order, training_transform, validator
 from distrib.train.environment import describe_environment, record_environment
 from distrib.train.guard import Guard, Snapshot, whole_source
 from distrib.train.ledger import Ledger
 from distrib.train.log import RunLog
-from distrib.train.loop import Best, Progress, Trained, Trainer, total_steps
+from distrib.train.loop import Best, Pause, Progress, Trained, Trainer, total_steps
 from distrib.train.optimise import (
     MovingAverage,
     build_optimizer,
@@ -239,6 +240,8 @@ class _Rank:
                  link: Link | None) -> None:
         self._settled, self._run, self._lease, self._link = settled, settled.run, lease, link
         self._stop_wanted, self._tell_user = stop_wanted, tell
+        self._counts: list[int] = []
+        """Lanes that each rank carries."""
         self._samples = settled.manifest.samples("train")
         self._leads = False
         self._experiment: Experiment | None = None
@@ -281,11 +284,13 @@ class _Rank:
         while True:
             self._begin_to_write(experiment, group)
             trained, trainer = self._train_together(experiment, group, state)
-            if trained.agreed:
+            if trained.pause is Pause.DISAGREED:
+                self._go_back(state, group)
+            elif trained.pause is Pause.REGROUP:
+                return None
+            elif trained.pause is None:
                 break
-            self._go_back(state, group)
-        if trained.regroup:
-            return None
+            gc.collect()  # an old DDP must not stay tied to the parameters
         group.all_reduce(torch.zeros(1))  # nobody leaves before the last checkpoint is written
         return self._result(trainer.progress, trained, group)
 
@@ -342,7 +347,9 @@ class _Rank:
             if state.exponents:
                 reduction.load_state(state.exponents)
         order = training_order(experiment, samples)
-        lanes = carried_lanes(group.rank, group.size, train.lanes)
+        if len(self._counts) != group.size:
+            self._counts = [len(carried_lanes(rank, group.size, train.lanes)) for rank in range(group.size)]
+        counts, lanes = self._counts, lanes_of(group.rank, self._counts)
         with ExitStack() as stack:
             reader = stack.enter_context(ShardReader(data.dataset, samples))
             stream = stack.enter_context(Stream(
@@ -360,18 +367,29 @@ class _Rank:
             for parameter in state.model.parameters():
                 parameter.grad = None
             pace = build_pace(experiment, len(samples), weights_K, group, state.model, state.optimizer, reduction,
-                              stream, witness)
+                              stream, witness, lanes)
+            log = self._log if self._leads else None
+            watch = build_watch(experiment.watch, group, len(lanes), log)
 
             def agree() -> bool:
                 return self._guard.agree(group, state.tensors(), pace.state(), replace(progress, is_settled=False))
 
+            def moves() -> bool:
+                work_s = watch.work_s if watch is not None else None
+                if not experiment.comm.move_lanes or train.reduction == "fast" or work_s is None:
+                    return False
+                self._counts = better_shares(counts, work_s) or counts
+                if self._counts != counts:
+                    self._tell(f"lanes move: {_listed(counts)} to {_listed(self._counts)}, by rank, since a lane takes "
+                               f"{_listed(f'{seconds:.3g}' for seconds in work_s)} s")
+                return self._counts != counts
+
             trainer = Trainer(
-                agree=agree, guarded=self._guard.is_due,
+                agree=agree, moves=moves, guarded=self._guard.is_due,
                 experiment=experiment, num_samples=len(samples), total_steps=steps, model=state.model,
                 optimizer=state.optimizer, pace=pace, average=state.average, progress=progress,
                 validate=validator(experiment, self._settled.manifest, state.model, group),
-                log=self._log if self._leads else None, writer=self._writer if self._leads else None, wish=self._wish,
-                watch=build_watch(experiment.watch, group, len(lanes), self._log if self._leads else None),
+                log=log, writer=self._writer if self._leads else None, wish=self._wish, watch=watch,
             )
             if self._leads and self._link is not None and self._link.last is not None and progress.step:
                 trainer.checkpoint()  # the lost ranks may have taken with them what was not written yet
@@ -395,7 +413,6 @@ class _Rank:
             self._writer.settle()
         self._written.close()  # the log is opened again where the run goes on
         self._log = self._writer = None
-        gc.collect()
 
     def _wish(self) -> Stop:
         if self._link is not None and self._state is not None and self._state.progress.records:
@@ -434,6 +451,10 @@ class _Rank:
 
     def __exit__(self, *_: object) -> None:
         self._written.close()
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))
 
 
 @contextlib.contextmanager

@@ -74,6 +74,7 @@ class Watch:
         self._rank = RankMeter()
         self._report = Report(config, places, log) if log is not None else None
         self._left, self._warm_up = WARM_UP, WARM_UP
+        self._work_s: deque[list[float]] = deque(maxlen=RECENT)
         self._since = _Interval()
 
     def after(self, step: int, period: Period, total_s: float, *, last: bool) -> None:
@@ -93,10 +94,20 @@ class Watch:
             since.compute_s += period.compute_s / (1 + period.repeats)
         if since.periods >= self._left or last:
             rows = self._group.rows_of_all(self._row())
+            if not np.isnan(rows[:, 1]).any():
+                self._work_s.append(rows[:, 1].tolist())
             if self._report is not None:
                 self._report.take(since.first_step, step + len(period.steps), rows)
             self._left = periods_until_look(rows[:, 0].tolist(), self._every_s)
             self._since = _Interval()
+
+    @property
+    def work_s(self) -> list[float] | None:
+        """Seconds that a lane's step takes each rank, the median over `RECENT` looks; None before. Equal on all."""
+        if len(self._work_s) < RECENT:
+            return None
+        medians: list[float] = np.median(np.array(self._work_s), axis=0).tolist()
+        return medians
 
     def _row(self) -> NDArray[np.float64]:
         since, mine = self._since, self._rank.read()

@@ -1,0 +1,84 @@
+"""What a fault costs an elastic run of the digits demo, beside torchrun's restart of the same training.
+
+    python benchmarks/faults.py [--backend gloo] [--only TEXT]
+
+For each fault of tests/rig/faults.py: whether the run finished with the undisturbed run's model, samples lost or
+repeated, and seconds from the fault to the next committed step. Wants a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from tests.rig.faults import AT_STEP, FAULTS, SILENCE_S, World, run_fault  # noqa: E402
+
+SETTINGS = ("train.steps=200", "checkpoint.every_steps=20")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--backend", default="gloo")
+    parser.add_argument("--only", default="", help="Faults whose name has this in it.")
+    wanted = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        subprocess.run([sys.executable, ROOT / "examples/digits/make_digits.py", folder / "digits"], check=True,
+                       stdout=subprocess.DEVNULL)
+        subprocess.run([sys.executable, "-m", "distrib", "prepare", folder / "digits", "--out", folder / "dataset"],
+                       check=True, capture_output=True, cwd=ROOT)
+        settings = (*SETTINGS, f"data.dataset={folder / 'dataset'}")
+        experiment = ROOT / "examples/digits/digits.yaml"
+        whole = undisturbed(folder / "whole", experiment, settings)
+        print(f"{'fault':40} {'ranks':5} {'same':5} {'samples':8} {'to next step':>13} {'a step':>8}")
+        for fault in FAULTS:
+            if wanted.only in fault.name:
+                run = folder / fault.name.replace(" ", "-")
+                outcome = run_fault(fault, experiment, run, wanted.backend, settings)
+                same = outcome.finished and outcome.weights_sha256 == whole
+                samples = f"-{outcome.missing} +{outcome.repeated}"
+                waits = f" ({SILENCE_S:g} s of it silence)" if fault.silent else ""
+                print(f"{fault.name:40} {fault.size:5} {'yes' if same else 'NO':5} {samples:8} {outcome.seconds:11.2f} s"
+                      f" {outcome.step_s:6.3f} s{waits}", flush=True)
+        seconds, same = torchrun(folder / "torchrun", experiment, settings, whole)
+        print(f"{'a rank is killed, restarted by torchrun':40} {3:5} {'yes' if same else 'NO':5} {'':8} {seconds:11.2f} s")
+
+
+def undisturbed(run: Path, experiment: Path, settings: tuple[str, ...]) -> str:
+    words = [word for setting in settings for word in ("--set", setting)]
+    done = subprocess.run([sys.executable, "-m", "distrib", "train", experiment, *words, "--run", run, "--json"],
+                          check=True, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    digest: str = json.loads(done.stdout)["weights_sha256"]
+    return digest
+
+
+def torchrun(run: Path, experiment: Path, settings: tuple[str, ...], whole: str) -> tuple[float, bool]:
+    """(seconds from a kill to the first step beyond those that were done before, whether the model is the same)."""
+    words = [word for setting in settings for word in ("--set", setting)]
+    argv = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "3", "--max-restarts", "3",
+            "--monitor-interval", "0.1", "-m", "distrib", "train", str(experiment), *words, "--set",
+            "comm.backend=gloo", "--run", str(run)]
+    world = World(run, 0, [])
+    process = subprocess.Popen(argv, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not world.records() or world.records()[-1]["step"] < AT_STEP:
+        time.sleep(0.005)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGKILL)
+    at, before = time.time(), world.records()[-1]["step"]
+    process.wait()
+    after = min(record["time"] for record in world.records() if record["step"] > before + 1)
+    return after - at, json.loads((run / "result.json").read_text())["weights_sha256"] == whole
+
+
+if __name__ == "__main__":
+    main()
