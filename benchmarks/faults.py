@@ -47,10 +47,13 @@ def main() -> None:
                 same = outcome.finished and outcome.weights_sha256 == whole
                 samples = f"-{outcome.missing} +{outcome.repeated}"
                 waits = f" ({SILENCE_S:g} s of it silence)" if fault.silent else ""
-                print(f"{fault.name:40} {fault.size:5} {'yes' if same else 'NO':5} {samples:8} {outcome.seconds:11.2f} s"
-                      f" {outcome.step_s:6.3f} s{waits}", flush=True)
+                show(fault.name, fault.size, same, samples, outcome.seconds, f"{outcome.step_s:6.3f} s{waits}")
         seconds, same = torchrun(folder / "torchrun", experiment, settings, whole)
-        print(f"{'a rank is killed, restarted by torchrun':40} {3:5} {'yes' if same else 'NO':5} {'':8} {seconds:11.2f} s")
+        show("a rank is killed, restarted by torchrun", 3, same, "", seconds, "")
+
+
+def show(name: str, size: int, same: bool, samples: str, seconds: float, rest: str) -> None:
+    print(f"{name:40} {size:5} {'yes' if same else 'NO':5} {samples:8} {seconds:11.2f} s {rest}", flush=True)
 
 
 def undisturbed(run: Path, experiment: Path, settings: tuple[str, ...]) -> str:

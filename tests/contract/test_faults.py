@@ -12,7 +12,7 @@ import pytest
 
 from distrib.comm.table import backend_module
 from tests.conftest import EXPERIMENT
-from tests.rig.faults import FAULTS, Fault, run_fault
+from tests.rig.faults import FAULTS, Fault, run_fault, run_storm
 
 OVERRIDES = ("train.steps=120", "evaluate.every_epochs=5")
 QUICK = {"rank 0 is killed", "rank 0 is killed during a regroup", "a rank is stopped", "a rank is added"}
@@ -47,3 +47,14 @@ def test_the_model_is_that_of_an_undisturbed_run(undisturbed: tuple[Path, str], 
     assert outcome.weights_sha256 == digest, outcome.errors
     assert not any(outcome.codes), outcome.errors
     assert (outcome.repeated, outcome.missing) == (0, 0)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("seed", "faults"), [(1, 200)])
+def test_two_hundred_random_faults(dataset: Path, tmp_path: Path, seed: int, faults: int) -> None:
+    steps = f"train.steps={faults * 150}"
+    experiment = tmp_path / "experiment.yaml"
+    experiment.write_text(EXPERIMENT.format(dataset=dataset))
+    digest, errors = run_storm(seed, faults, experiment, tmp_path / "run", (steps, *OVERRIDES[1:]))
+    whole = run_fault(Fault("none", lambda world: None), experiment, tmp_path / "whole", "gloo", (steps, *OVERRIDES[1:]))
+    assert digest == whole.weights_sha256, errors

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -203,6 +204,52 @@ def run_fault(fault: Fault, experiment: Path, run: Path, backend: str = "gloo",
     return Outcome(bool(result.get("finished")), result.get("weights_sha256", ""), codes,
                    max((b - a for a, b in pairwise(after)), default=float("inf")),
                    before[len(before) // 2] if before else 0.0, repeated, missing, errors)
+
+
+def run_storm(seed: int, faults: int, experiment: Path, run: Path, overrides: Sequence[str] = ()) -> tuple[str, str]:
+    """A run of up to four ranks that meets ``faults`` random faults, several at once among them: (digest, errors).
+
+    Ranks are killed, or stopped for ever, but one that lives; others join in their place.
+    """
+    random_ = random.Random(seed)
+    settings = ["comm.backend=gloo", f"comm.silence_s={SILENCE_S}", "train.ledger=true", *overrides]
+    arguments: list[str | Path] = [experiment, *(word for setting in settings for word in ("--set", setting))]
+    with World(run, 4, arguments) as world:
+        world.until_step(5)
+        joined, stopped = set(range(4)), set[int]()
+        while faults > 0:
+            time.sleep(random_.uniform(0.0, 1.5))
+            living = [rank for rank in sorted(joined - stopped) if world.ranks[rank].poll() is None]
+            if world.records()[-1]["step"] > _steps(overrides) - 20:
+                break
+            if len(living) > 1 and random_.random() < 0.6:
+                victims = random_.sample(living, random_.randint(1, len(living) - 1))
+                silent = random_.random() < 0.2
+                world.signal(signal.SIGSTOP if silent else signal.SIGKILL, *victims)
+                stopped |= set(victims)
+                faults -= len(victims)
+            elif sum(process.poll() is None for process in world.ranks) - len(stopped & joined) < 4:
+                world.join()
+                number = len(world.ranks) - 1
+                world.until(lambda: _size(run) > len(living) or world.ranks[number].poll() is not None)
+                joined.add(number)
+        for rank in stopped:
+            world.ranks[rank].kill()
+        world.wait(without=sorted(stopped))
+        errors = world.errors()
+    assert faults <= 0, f"{faults} faults were left when the run ended"
+    repeated, missing = _ledger(run, _steps(overrides))
+    assert (repeated, missing) == (0, 0)
+    return json.loads((run / "result.json").read_text())["weights_sha256"], errors
+
+
+def _steps(overrides: Sequence[str]) -> int:
+    return next(int(one.partition("=")[2]) for one in overrides if one.startswith("train.steps="))
+
+
+def _size(run: Path) -> int:
+    """Members of the present view."""
+    return len(json.loads((run / "members.json").read_text())["members"])
 
 
 def _ledger(run: Path, steps: int) -> tuple[int, int]:
