@@ -56,5 +56,6 @@ def test_two_hundred_random_faults(dataset: Path, tmp_path: Path, seed: int, fau
     experiment = tmp_path / "experiment.yaml"
     experiment.write_text(EXPERIMENT.format(dataset=dataset))
     digest, errors = run_storm(seed, faults, experiment, tmp_path / "run", (steps, *OVERRIDES[1:]))
-    whole = run_fault(Fault("none", lambda world: None), experiment, tmp_path / "whole", "gloo", (steps, *OVERRIDES[1:]))
+    none = Fault("none", lambda world: None)
+    whole = run_fault(none, experiment, tmp_path / "whole", "gloo", (steps, *OVERRIDES[1:]))
     assert digest == whole.weights_sha256, errors

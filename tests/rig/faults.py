@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -216,40 +217,45 @@ def run_storm(seed: int, faults: int, experiment: Path, run: Path, overrides: Se
     arguments: list[str | Path] = [experiment, *(word for setting in settings for word in ("--set", setting))]
     with World(run, 4, arguments) as world:
         world.until_step(5)
-        joined, stopped = set(range(4)), set[int]()
-        while faults > 0:
+        trains, gone, steps = set(range(4)), set[int](), _steps(overrides)
+        while faults > 0 and world.records()[-1]["step"] < steps - 20:
             time.sleep(random_.uniform(0.0, 1.5))
-            living = [rank for rank in sorted(joined - stopped) if world.ranks[rank].poll() is None]
-            if world.records()[-1]["step"] > _steps(overrides) - 20:
-                break
-            if len(living) > 1 and random_.random() < 0.6:
-                victims = random_.sample(living, random_.randint(1, len(living) - 1))
-                silent = random_.random() < 0.2
-                world.signal(signal.SIGSTOP if silent else signal.SIGKILL, *victims)
-                stopped |= set(victims)
+            if len(trains) > 1 and random_.random() < 0.6:
+                victims = random_.sample(sorted(trains), random_.randint(1, len(trains) - 1))
+                world.signal(signal.SIGSTOP if random_.random() < 0.2 else signal.SIGKILL, *victims)
+                trains -= set(victims)
+                gone |= set(victims)
                 faults -= len(victims)
-            elif sum(process.poll() is None for process in world.ranks) - len(stopped & joined) < 4:
+            elif len(trains) < 4:
+                before = max(_members(run))
                 world.join()
-                number = len(world.ranks) - 1
-                world.until(lambda: _size(run) > len(living) or world.ranks[number].poll() is not None)
-                joined.add(number)
-        for rank in stopped:
+                world.until(partial(_is_in, world, before))
+                trains.add(len(world.ranks) - 1)
+                world.until_step(world.records()[-1]["step"] + 2)  # only then has it what the others have
+        for rank in gone:
             world.ranks[rank].kill()
-        world.wait(without=sorted(stopped))
+        codes = world.wait(without=sorted(gone))
         errors = world.errors()
+    assert not any(codes), errors
     assert faults <= 0, f"{faults} faults were left when the run ended"
     repeated, missing = _ledger(run, _steps(overrides))
     assert (repeated, missing) == (0, 0)
     return json.loads((run / "result.json").read_text())["weights_sha256"], errors
 
 
+def _is_in(world: World, before: int) -> bool:
+    """Whether the last rank to be started is a member; its number is higher than ``before``."""
+    assert world.ranks[-1].poll() is None, world.errors()[-3000:]
+    return max(_members(world.run)) > before
+
+
 def _steps(overrides: Sequence[str]) -> int:
     return next(int(one.partition("=")[2]) for one in overrides if one.startswith("train.steps="))
 
 
-def _size(run: Path) -> int:
-    """Members of the present view."""
-    return len(json.loads((run / "members.json").read_text())["members"])
+def _members(run: Path) -> list[int]:
+    """Numbers of the members of the present view."""
+    return [int(member) for member in json.loads((run / "members.json").read_text())["members"]]
 
 
 def _ledger(run: Path, steps: int) -> tuple[int, int]:
