@@ -30,6 +30,7 @@ from distrib.train.lane import LanePass
 from distrib.train.local_round import LocalRounds
 from distrib.train.optimise import build_optimizer, build_outer_optimizer, lane_loss
 from distrib.train.outer_sum import OuterSum
+from distrib.train.reduction import Stop
 from distrib.train.reductions import build_reduction, build_words
 from distrib.train.step import LaneStep
 from distrib.world import read_world
@@ -104,7 +105,7 @@ class Bench:
 
         def step() -> None:
             nonlocal done
-            lane_step.run(done, [self.lane(lane) for lane in mine], stop=False)
+            lane_step.run(done, [self.lane(lane) for lane in mine], stop=Stop.NO)
             optimizer.step()
             done += 1
 
@@ -132,7 +133,7 @@ class Bench:
 
         def step() -> None:
             nonlocal done
-            rounds.run(done, stop=False)
+            rounds.run(done, stop=Stop.NO)
             done += steps
 
         return step

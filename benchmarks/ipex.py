@@ -38,6 +38,7 @@ def our_step(bf16: bool, ipex: bool) -> Callable[[], object]:
     from distrib.train.build import data_parallel, starting_model
     from distrib.train.ipex import optimize
     from distrib.train.optimise import build_optimizer, lane_loss
+    from distrib.train.reduction import Stop
     from distrib.train.reductions import build_reduction
     from distrib.train.step import LaneStep
     from distrib.world import World
@@ -63,7 +64,7 @@ def our_step(bf16: bool, ipex: bool) -> Callable[[], object]:
 
     def step() -> None:
         nonlocal done
-        lane_step.run(done, [batch], stop=False)
+        lane_step.run(done, [batch], stop=Stop.NO)
         optimizer.step()
         done += 1
 

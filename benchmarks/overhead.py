@@ -40,10 +40,11 @@ from distrib.data.stream import Stream  # noqa: E402
 from distrib.rundir import RunDir  # noqa: E402
 from distrib.train.build import starting_model, training_order, training_transform  # noqa: E402
 from distrib.train.log import RunLog  # noqa: E402
-from distrib.train.loop import Best, Trainer  # noqa: E402
+from distrib.train.loop import Progress, Trainer  # noqa: E402
 from distrib.train.optimise import build_optimizer  # noqa: E402
 from distrib.train.paces import build_pace  # noqa: E402
 from distrib.train.processor import resolve_precision  # noqa: E402
+from distrib.train.reduction import Stop  # noqa: E402
 from distrib.train.reductions import build_reduction  # noqa: E402
 from distrib.train.watch import build_watch  # noqa: E402
 from distrib.world import World  # noqa: E402
@@ -84,21 +85,18 @@ def measure(model_name: str, dataset: Path, work: Path, rounds: int, clock: Call
         log = stack.enter_context(RunLog(run, first_step=0, total_steps=steps))
         trainer = Trainer(
             experiment=experiment, num_samples=len(samples), total_steps=steps, model=model,
-            optimizer=optimizer, validate=None, average=None, first_step=0, best=Best(),
+            optimizer=optimizer, validate=None, average=None, progress=Progress(),
             pace=build_pace(experiment, len(samples), None, group, model, optimizer, reduction, stream, None),
-            log=log, writer=None, stop_wanted=lambda: False,
+            log=log, writer=None, wish=lambda: Stop.NO, agree=lambda: True, guarded=lambda *_: False,
             watch=build_watch(experiment.watch, group, LANES, log),
         )
         bare_model = starting_model(experiment, len(manifest.classes), note).train()
         bare_optimizer = build_optimizer(bare_model, experiment.train)
         images_NCHW = torch.randn(LANE_BATCH, 3, SIDE, SIDE).to(memory_format=torch.channels_last)
         labels_N = torch.randint(0, len(manifest.classes), (LANE_BATCH,))
-        done = 0
 
         def whole() -> None:
-            nonlocal done
-            trainer.one_period(done)
-            done += 1
+            trainer.one_period()
 
         def bare() -> None:
             bare_optimizer.zero_grad(set_to_none=True)

@@ -99,6 +99,7 @@ def train(
     override: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE",
                                                        help="Override a key, such as train.lr=0.1.")] = None,
     run: Annotated[Path | None, typer.Option(help="The run's folder [runs/NAME]; an existing run goes on.")] = None,
+    join: Annotated[bool, typer.Option("--join", help="Become a further rank of the elastic run --run.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train a model: one rank of a world, or a world of one."""
@@ -109,8 +110,8 @@ def train(
     settled = settle(experiment, override or [], run, world)
     from distrib.train.run import run_train  # takes seconds to import
 
-    result = run_train(settled, world, tell if world.is_first else lambda _: None)
-    if world.is_first:
+    result = run_train(settled, world, tell, join=join)
+    if result.pop("leads"):
         answer(result, as_json)
         how = "finished" if result["finished"] else "stopped, to go on later,"
         tell(f"{how} after step {result['step']}; weights {result['weights_sha256'][:16]}; run {result['run']}")
@@ -186,6 +187,35 @@ def predict(
                 put(printable(f"{entry['image']}: {entry['label']} ({probability:.4f})"))
     if (error := failure(predictions)) is not None:
         raise error
+
+
+@app.command()
+def verify(
+    run: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run's folder.")],
+    other: Annotated[Path | None, typer.Argument(metavar="RUN_B", help="Another run's folder.")] = None,
+    replay: Annotated[bool, typer.Option("--replay", help="Train the run anew, and compare with that.")] = False,
+    steps: Annotated[int | None, typer.Option(help="Of a replay: steps to train [all].")] = None,
+    keep: Annotated[Path | None, typer.Option(help="Of a replay: its folder, which is kept.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Of a replay: where the same dataset lies now.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say whether two runs are the same model, bit for bit (exit code 0), or since when and why not (1)."""
+    from distrib.verify.wishes import check_wishes
+    from distrib.world import read_world
+
+    check_wishes(run, other, replay, steps, keep, data, read_world())
+    from distrib.verify.run import run_replay, run_verify  # takes seconds to import
+    from distrib.verify.words import show_verdict
+
+    if other is not None:
+        verdict = run_verify(run, other, tell)
+    else:
+        verdict = run_replay(run, steps=steps, keep=keep, data=data, tell=tell)
+    answer(verdict, as_json)
+    if not as_json:
+        show_verdict(verdict, put)
+    if not verdict["same"]:
+        raise typer.Exit(1)
 
 
 @app.command()

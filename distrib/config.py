@@ -205,6 +205,8 @@ class CommConfig(Section):
     """Who carries the sums; auto: oneccl where all ranks have it and a core each, else gloo (docs/communication.md)."""
     timeout_s: Annotated[float, Field(ge=1, le=1e6)] = 300.0
     """Seconds without an answer after which a peer counts as lost."""
+    silence_s: Annotated[float, Field(ge=1, le=1e6)] = 10.0
+    """Of elastic runs: seconds without a sign of life after which a rank counts as lost, and the others go on."""
 
 
 class CheckpointConfig(Section):
@@ -212,6 +214,13 @@ class CheckpointConfig(Section):
     """Steps between checkpoints, besides those at validations and at the end; 0: only those."""
     keep_last: Positive = 2
     """Newest checkpoints kept, besides the best."""
+
+
+class GuardConfig(Section):
+    """Comparisons of all ranks' state, bit by bit, with exact sums; they change nothing of the model."""
+
+    every_steps: Annotated[int, Field(ge=0)] = 50
+    """Steps between comparisons, besides those before checkpoints; 0: never. A copy of the state is kept in memory."""
 
 
 class WatchConfig(Section):
@@ -233,6 +242,7 @@ class Experiment(Section):
     comm: CommConfig = CommConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     watch: WatchConfig = WatchConfig()
+    guard: GuardConfig = GuardConfig()
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
 
     def to_bytes(self) -> bytes:

@@ -49,9 +49,15 @@ class RunDir:
         return self.root / "dataset.json"
 
     @property
-    def lock(self) -> Path:
-        """Locked by rank 0 while it trains."""
-        return self.root / "lock"
+    def lease(self) -> Path:
+        """Folder of the tokens of the trainings that wrote here, the highest of the one that does:
+        `distrib.elastic.lease`."""
+        return self.root / "lease"
+
+    @property
+    def members(self) -> Path:
+        """Where those that train can be reached, for others to join; only its owner may read it."""
+        return self.root / "members.json"
 
     @property
     def result(self) -> Path:

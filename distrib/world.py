@@ -41,6 +41,8 @@ class World:
     """Who started this rank, by name; nobody if empty."""
     comm_cpus: tuple[int, ...] = ()
     """Hardware threads that `launch` set aside for threads that communicate."""
+    elastic: bool = False
+    """Whether the launcher lets the others live when a rank is lost, so that they can go on."""
 
     @property
     def is_first(self) -> bool:
@@ -86,6 +88,7 @@ def read_world(environment: Mapping[str, str] = os.environ) -> World:
             environment.get("TORCHELASTIC_RESTART_COUNT", "0"),
             launcher,
             _cpus(environment),
+            environment.get("LAUNCH_ELASTIC") == "1",
         )
     return World(host=host)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import ipaddress
 import os
+from typing import Any
 
 from distrib.world import World
 
@@ -36,3 +38,10 @@ def missing() -> str | None:
 def version() -> str:
     """Of torch, which holds it."""
     return "torch " + importlib.metadata.version("torch")
+
+
+def create(store: Any, rank: int, size: int, timeout: datetime.timedelta) -> Any:
+    """A group outside torch's table of groups; see `distrib.comm.table.creator`."""
+    import torch.distributed as dist
+
+    return dist.ProcessGroupGloo(store, rank, size, timeout)

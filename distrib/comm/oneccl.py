@@ -75,11 +75,11 @@ def prepare(world: World) -> str:
     _world = world
     _extension()
     if "oneccl" not in dist.Backend.backend_list:
-        dist.Backend.register_backend("oneccl", _create, devices=["cpu"])
+        dist.Backend.register_backend("oneccl", create, devices=["cpu"])
     return "oneccl"
 
 
-def _create(store: Any, rank: int, size: int, timeout: datetime.timedelta) -> Any:
+def create(store: Any, rank: int, size: int, timeout: datetime.timedelta) -> Any:
     """c10d's call for every group; the first is that of all ranks."""
     global _is_settled
     address = own_address(_world.master_addr)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 from distrib.errors import ConfigError
 from distrib.world import World
@@ -13,7 +15,8 @@ from distrib.world import World
 # module offers
 #   missing() -> str | None: what is missing and the remedy, in one line; None if it can be used
 #   version() -> str
-# and, if it can, announce (see `announcer`) and build(tell), which puts into place what is missing.
+# and, if it can, announce (see `announcer`), create (see `creator`), and build(tell), which puts into place what is
+# missing.
 BACKENDS = {
     "gloo": "distrib.comm.gloo:prepare",
     "oneccl": "distrib.comm.oneccl:prepare",
@@ -50,3 +53,12 @@ def announcer(name: str) -> Callable[[bytes | None], bytes] | None:
     """
     announce: Callable[[bytes | None], bytes] | None = getattr(backend_module(name), "announce", None)
     return announce
+
+
+def creator(name: str) -> Callable[[Any, int, int, datetime.timedelta], Any] | None:
+    """How a backend makes a group outside torch's table of groups: (store, rank, size, timeout) -> c10d's backend.
+
+    None if it can make but one in the life of a process.
+    """
+    create: Callable[[Any, int, int, datetime.timedelta], Any] | None = getattr(backend_module(name), "create", None)
+    return create

@@ -12,7 +12,7 @@ from torch import nn
 from distrib.data.stream import Stream
 from distrib.train.optimise import set_learning_rate
 from distrib.train.pace import Period, StepMeans, Witness
-from distrib.train.reduction import Reduction
+from distrib.train.reduction import Reduction, Stop
 from distrib.train.step import LaneStep
 
 
@@ -26,7 +26,7 @@ class EachStep:
         self._lane_step, self._stream, self._rate = lane_step, stream, rate
         self._clip_norm, self._witness = clip_norm, witness
 
-    def run(self, step: int, stop: bool) -> Period:
+    def run(self, step: int, stop: Stop) -> Period:
         start = time.perf_counter()
         batches = self._stream.take()
         data_s = time.perf_counter() - start

@@ -16,7 +16,7 @@ from distrib.comm.group import Group, Pending
 from distrib.data.keyed import key_of
 from distrib.train.exact import LIMIT, ExactVector, Exponents, scale_bits
 from distrib.train.fixed_point import FixedPoint, memory_order
-from distrib.train.reduction import Sums, already
+from distrib.train.reduction import Stop, Sums, already
 
 
 @dataclass
@@ -83,7 +83,7 @@ class ExactReduction:
             parameter.grad = None
         self._filled = True
 
-    def finish(self, stop: bool) -> Sums:
+    def finish(self, stop: Stop) -> Sums:
         statistics = self._statistics
         # Everything that is a maximum travels in one small message, beside the sums of the statistics.
         maxima = torch.cat([torch.tensor(self._peaks), statistics.peaks, torch.tensor([float(stop)])])
@@ -93,7 +93,7 @@ class ExactReduction:
             pending.wait()
         count = len(self._parameters)
         peaks, statistic_peaks = maxima[:count], maxima[count:-1]
-        stop, finite = bool(maxima[-1]), bool(maxima.isfinite().all())
+        finite = bool(maxima.isfinite().all())
         holds = finite and self._exponents.hold(peaks) and statistics.exponents.hold(statistic_peaks)
         means: list[Tensor] = []
         if holds:
@@ -103,10 +103,10 @@ class ExactReduction:
             self._exponents.follow(peaks)
             statistics.exponents.follow(statistic_peaks)
         self._buckets.clear()
-        return Sums(holds, finite, means, stop)
+        return Sums(holds, finite, means, Stop(int(maxima[-1])))
 
     def state(self) -> dict[str, Any]:
-        return {"gradients": self._exponents.values, "statistics": self._statistics.exponents.values}
+        return {"gradients": list(self._exponents.values), "statistics": list(self._statistics.exponents.values)}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self._exponents.values = list(state["gradients"])

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distrib.comm.group import Group
 from distrib.train.compress import Compression
-from distrib.train.reduction import Sums
+from distrib.train.reduction import Stop, Sums
 
 
 class FastReduction:
@@ -36,13 +36,14 @@ class FastReduction:
     def after_lane(self, statistics: list[Tensor], last: bool) -> None:  # noqa: ARG002  # DDP sends the last
         self._total[:-1] += torch.cat([tensor.detach().reshape(-1).double() for tensor in statistics])
 
-    def finish(self, stop: bool) -> Sums:
+    def finish(self, stop: Stop) -> Sums:
         self._compression.finish()
-        self._total[-1] = float(stop)
+        self._total[-1] = float(stop >= Stop.END)  # nobody joins such a run
         self._group.all_reduce(self._total)
         finite = all(bool(p.grad.isfinite().all()) for p in self._parameters if p.grad is not None)
         means = list((self._total[:-1] / self._lanes).split(self._sizes))
-        return Sums(True, finite and bool(self._total.isfinite().all()), means, bool(self._total[-1] > 0))
+        return Sums(True, finite and bool(self._total.isfinite().all()), means,
+                    Stop.END if self._total[-1] > 0 else Stop.NO)
 
     def state(self) -> dict[str, Any]:
         return {}

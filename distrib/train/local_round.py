@@ -24,6 +24,7 @@ from distrib.train.lane import LaneBuffers, LanePass, restore, rounding_key
 from distrib.train.optimise import set_learning_rate
 from distrib.train.outer_sum import LaneMove, OuterSum
 from distrib.train.pace import Period, StepMeans, Witness
+from distrib.train.reduction import Stop
 
 
 class LocalRounds:
@@ -46,16 +47,26 @@ class LocalRounds:
         self._data_s = 0.0
         self._lane_batch = 0
 
-    def run(self, step: int, stop: bool) -> Period:
+    def run(self, step: int, stop: Stop) -> Period:
         start, self._data_s = time.perf_counter(), 0.0
         end = min((step // self._local_steps + 1) * self._local_steps, self._total_steps)
         common = [p.detach().clone() for p in self._parameters]
         self._buffers.mark()
+        try:
+            return self._round(range(step, end), common, stop, start)
+        except BaseException:
+            with torch.no_grad():
+                restore(self._parameters, common)
+            self._buffers.rewind()
+            raise
+
+    def _round(self, numbers: range, common: Sequence[Tensor], stop: Stop, start: float) -> Period:
+        """The steps ``numbers`` from the ``common`` weights on, which began at the time ``start``."""
         moves, statistics = [], []
         for lane in self._lanes:
             self._buffers.rewind()
-            losses, corrects = self._train_lane(lane, range(step, end))
-            moves.append(LaneMove(rounding_key(self._seed, step, lane), self._moved_from(common)))
+            losses, corrects = self._train_lane(lane, numbers)
+            moves.append(LaneMove(rounding_key(self._seed, numbers.start, lane), self._moved_from(common)))
             statistics.append([*(b.clone() for b in self._buffers.statistics), *losses, *corrects])
             with torch.no_grad():
                 restore(self._parameters, common)
@@ -66,8 +77,8 @@ class LocalRounds:
             self._outer.zero_grad(set_to_none=True)
             self._buffers.take(means[:len(self._buffers.statistics)])
         else:
-            diverged = min(diverged + 1, end - step)
-        steps = self._step_means(range(step, end), means)
+            diverged = min(diverged + 1, len(numbers))
+        steps = self._step_means(numbers, means)
         return Period(steps, diverged, stop, 0, self._data_s, computed - start - self._data_s,
                       time.perf_counter() - computed)
 
@@ -101,7 +112,7 @@ class LocalRounds:
         return [memory_order(before - now.detach()) for before, now in zip(common, self._parameters, strict=True)]
 
     def _meet(self, moves: Sequence[LaneMove], statistics: Sequence[list[Tensor]],
-              stop: bool) -> tuple[list[Tensor], int | None, bool]:
+              stop: Stop) -> tuple[list[Tensor], int | None, Stop]:
         """Sums over all lanes: outer gradients into ``grad``, (means of statistics, first step that diverged, stop).
 
         The means are empty if something is not finite.
@@ -112,7 +123,7 @@ class LocalRounds:
         maxima = torch.where(peaks <= LIMIT, peaks, math.inf).amax(0)
         self._group.all_reduce(maxima, "max")
         count = len(self._parameters)
-        of_moves, of_statistics, any_stop = maxima[:count], maxima[count:-1], bool(maxima[-1])
+        of_moves, of_statistics, any_stop = maxima[:count], maxima[count:-1], Stop(int(maxima[-1]))
         if not maxima.isfinite().all():
             of_losses = of_statistics[len(self._buffers.statistics):]
             bad = (~of_losses.isfinite()).nonzero()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -38,6 +38,12 @@ def keep_lines_up_to(path: Path, step: int) -> None:
         replace_file(path, b"".join(kept))
 
 
+def _last_step(path: Path) -> int:
+    """The last step that a JSON-lines file speaks of; 0 if none."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return max((int(record["step"]) for record in map(json.loads, lines) if record.get("event") == "step"), default=0)
+
+
 class RunLog:
     """Writes a run's records; only rank 0 has one. A context manager. Raises StorageError when it begins; later,
     what can not be written is dropped with a note."""
@@ -48,9 +54,16 @@ class RunLog:
         with storage_errors("the metrics could not be written", "training stopped"):
             self._metrics = RecordFile(run.metrics, self.note)
             self._board = Board(run.tensorboard, self.note, first_step + 1 if first_step else None)
+        self._last_step = _last_step(run.metrics)
 
-    def step(self, record: Mapping[str, Any]) -> None:
-        """One training step: at least ``step`` and ``loss``."""
+    def steps(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Training steps, each with at least ``step`` and ``loss``; those that are logged already are left out."""
+        for record in records:
+            if record["step"] > self._last_step:
+                self._step(record)
+
+    def _step(self, record: Mapping[str, Any]) -> None:
+        self._last_step = int(record["step"])
         self._write({"event": "step", **record})
         step = record["step"]
         self._board.add(step, {f"train/{name}": record[name] for name in ("loss", "accuracy", "lr", "images_per_s")}

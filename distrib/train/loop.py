@@ -17,6 +17,7 @@ from distrib.errors import DivergedError
 from distrib.train.log import RunLog
 from distrib.train.optimise import MovingAverage, optimizer_tensors
 from distrib.train.pace import Pace, Period
+from distrib.train.reduction import Stop
 from distrib.train.watch import Watch
 
 Validate = Callable[[Mapping[str, Tensor]], dict[str, Any]]
@@ -48,20 +49,37 @@ class Best:
 
 
 @dataclass
+class Progress:
+    """How far a run is, always at the end of a period: the same on all ranks, but for a rank that fell behind."""
+
+    step: int = 0
+    before: int = 0
+    """Where the period began that ended at ``step``."""
+    is_settled: bool = True
+    """Whether the validation and the checkpoint that are due after ``step`` are done too."""
+    best: Best = field(default_factory=Best)
+    validation: dict[str, Any] | None = None
+    """After ``step``."""
+    records: list[dict[str, Any]] = field(default_factory=list)
+    """What the log says of the last period's steps."""
+
+
+@dataclass
 class Trained:
     """How training ended."""
 
-    step: int
     finished: bool
     """False when it was asked to stop before its end; it goes on from its last checkpoint."""
     early: bool
-    validation: dict[str, Any] | None
-    best: Best
+    regroup: bool
+    """Whether it only paused, for somebody to join."""
+    agreed: bool
+    """False: ranks hold different states, and the last ones may not be used."""
 
 
 @dataclass
 class Trainer:
-    """One rank's part of a run, from ``first_step`` on, which ends a period. Validations, checkpoints and stops that
+    """One rank's part of a run, from ``progress`` on. Validations, checkpoints and stops that
     are due within a period happen at its end, where all ranks hold the same state."""
 
     experiment: Experiment
@@ -74,51 +92,76 @@ class Trainer:
     pace: Pace
     validate: Validate | None
     average: MovingAverage | None
-    first_step: int
-    best: Best
+    progress: Progress
+    """Kept up to date; what is raised in between leaves it, and all else, at the end of a period."""
     log: RunLog | None
     """Only on rank 0."""
     writer: CheckpointWriter | None
     """Only on rank 0."""
-    stop_wanted: Callable[[], bool]
+    wish: Callable[[], Stop]
     watch: Watch | None
+    agree: Callable[[], bool]
+    """Collective: whether all ranks hold the same state."""
+    guarded: Callable[[int, int], bool]
+    """Whether to ask for that after the steps from one to another, even if nothing is due to be written."""
     _last_checkpoint: int | None = field(default=None, init=False)
 
     def run(self) -> Trained:
         """Collective. Raises DivergedError, StorageError, ShardError, WorldError."""
-        step, early = self.first_step, self.best.gives_up(self.experiment.train.early_stopping)
-        self._last_checkpoint = step or None
-        validation: dict[str, Any] | None = None
-        stopped = False
-        while step < self.total_steps and not (stopped or early):
-            before = step
-            stopped, step = self.one_period(step)
-            validation = None
-            if self.validate is not None and not stopped and self._is_validation(before, step):
-                validation = self._validation(step)
-                early = self.best.gives_up(self.experiment.train.early_stopping)
-            if validation or stopped or self._is_checkpoint(before, step) or step == self.total_steps:
-                self._checkpoint(step, validation, last=stopped or early or step == self.total_steps)
-        if self.writer is not None:
+        progress = self.progress
+        self._last_checkpoint = progress.step or None
+        if self.log is not None:
+            self.log.steps(progress.records)  # of a period whose end the rank that logged before did not see
+        stop, agreed = Stop.NO, True
+        if not progress.is_settled:
+            agreed = self._settle(stop)
+        while agreed and progress.step < self.total_steps and not (stop or self._gives_up()):
+            stop = self.one_period()
+            agreed = self._settle(stop)
+        if not agreed:
+            return Trained(False, False, False, False)
+        early = self._gives_up()
+        finished = early or progress.step >= self.total_steps
+        if self.writer is not None and (finished or stop is Stop.END):
             self.writer.wait()
-        return Trained(step, early or step >= self.total_steps, early, validation, self.best)
+        return Trained(finished, early, stop is Stop.REGROUP and not finished, True)
 
-    def one_period(self, step: int) -> tuple[bool, int]:
-        """(whether some rank was asked to stop, steps done in all)."""
-        start = time.perf_counter()
-        period = self.pace.run(step, self.stop_wanted())
+    def one_period(self) -> Stop:
+        """The next period, without what is due after it; the greatest of all ranks' wishes."""
+        progress, start = self.progress, time.perf_counter()
+        period = self.pace.run(progress.step, self.wish())
         if period.diverged is not None:
-            self._diverged(step + period.diverged)
-        end = step + len(period.steps)
+            self._diverged(progress.step + period.diverged)
+        before, end = progress.step, progress.step + len(period.steps)
         if self.average is not None:
             self.average.update(end, len(period.steps))
         total_s = time.perf_counter() - start
+        records = list(_step_records(before, period, self.experiment.train.global_batch, total_s))
+        progress.before, progress.step, progress.is_settled = before, end, False
+        progress.records, progress.validation = records, None
         if self.log is not None:
-            for record in _step_records(step, period, self.experiment.train.global_batch, total_s):
-                self.log.step(record)
+            self.log.steps(records)
         if self.watch is not None:
-            self.watch.after(step, period, total_s, last=end >= self.total_steps)
-        return period.stop, end
+            self.watch.after(before, period, total_s, last=end >= self.total_steps)
+        return period.stop
+
+    def _settle(self, stop: Stop) -> bool:
+        """The validation and the checkpoint that are due after a period; False if the ranks disagree, and none is."""
+        progress = self.progress
+        before, step = progress.before, progress.step
+        validates = self.validate is not None and stop is not Stop.END and self._is_validation(before, step)
+        writes = validates or stop is Stop.END or self._is_checkpoint(before, step) or step == self.total_steps
+        if (writes or self.guarded(before, step)) and not self.agree():
+            return False
+        if validates:
+            progress.validation = self._validation(step)
+        progress.is_settled = True
+        if writes:
+            self.checkpoint(last=stop is Stop.END or step == self.total_steps or self._gives_up())
+        return True
+
+    def _gives_up(self) -> bool:
+        return self.progress.best.gives_up(self.experiment.train.early_stopping)
 
     def _is_validation(self, before: int, step: int) -> bool:
         """Whether a pass over the data (or several, as configured) ends within these steps, or the run does."""
@@ -138,19 +181,22 @@ class Trainer:
         start = time.perf_counter()
         scores = self.validate(self._weights())
         stopping = self.experiment.train.early_stopping
-        self.best.take(scores["score"], step, stopping.min_delta if stopping else 0.0)
+        best = self.progress.best
+        best.take(scores["score"], step, stopping.min_delta if stopping else 0.0)
         if self.log is not None:
             metric = self.experiment.evaluate.metric
             self.log.validation(step, {**scores, "seconds": time.perf_counter() - start})
-            mark = " (best so far)" if self.best.step == step else ""
+            mark = " (best so far)" if best.step == step else ""
             self.log.note(f"validation after step {step}: {metric} {scores[metric]:.4f}, "
                           f"loss {scores['loss']:.4f}{mark}")
         return scores
 
-    def _checkpoint(self, step: int, validation: dict[str, Any] | None, *, last: bool) -> None:
+    def checkpoint(self, *, last: bool = False) -> None:
+        """Begin to write where the run is; the ``last`` of this start waits for its turn."""
         if self.writer is None:
             return
-        progress = {"reduction": self.pace.state(), "best": vars(self.best).copy(), "validation": validation}
+        step, best = self.progress.step, self.progress.best
+        progress = {"reduction": self.pace.state(), "best": vars(best).copy(), "validation": self.progress.validation}
         self.writer.submit(step, lambda: Checkpoint(
             step, _clones(self.model.state_dict()), _clones(optimizer_tensors(self.model, self.optimizer)),
             _clones(self.average.tensors) if self.average is not None else None, progress,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from distrib.data.stream import Batch
+from distrib.train.reduction import Stop
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Period:
     steps: list[StepMeans]
     diverged: int | None
     """Number, from 1, of the first of these steps with a number that is not finite; the weights were not changed."""
-    stop: bool
-    """Whether any rank was asked to stop."""
+    stop: Stop
+    """The greatest of all ranks' wishes."""
     repeats: int
     data_s: float
     compute_s: float
@@ -37,8 +38,11 @@ class Period:
 class Pace(Protocol):
     """Trains one period at a time; see `each_step.py` and `local_round.py`. At its ends all ranks hold the same."""
 
-    def run(self, step: int, stop: bool) -> Period:
-        """Collective: train the period that begins after ``step`` steps, itself the end of one."""
+    def run(self, step: int, stop: Stop) -> Period:
+        """Collective: train the period that begins after ``step`` steps, itself the end of one.
+
+        What is raised in the middle of it, by a collective or by reading, leaves everything as it was before.
+        """
         ...
 
     def state(self) -> dict[str, Any]:

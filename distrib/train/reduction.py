@@ -7,11 +7,22 @@ gradients come bucket by bucket through DDP's communication hook, so that sendin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+
+
+class Stop(IntEnum):
+    """What a rank wishes at the end of a period; the greatest wish of all ranks is done."""
+
+    NO = 0
+    REGROUP = 1
+    """Let somebody join, then go on."""
+    END = 2
+    """Save and end."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +35,8 @@ class Sums:
     """Whether every gradient and statistic was a finite number, and not beyond what can be summed."""
     statistics: list[Tensor]
     """Means over all lanes of the statistics, float64, 1-d."""
-    stop: bool
-    """Whether any rank was asked to stop."""
+    stop: Stop
+    """The greatest of all ranks' wishes."""
 
 
 class Reduction(Protocol):
@@ -50,7 +61,7 @@ class Reduction(Protocol):
         """After a lane's backward. ``last`` is the rank's last lane, whose gradients went through the hook."""
         ...
 
-    def finish(self, stop: bool) -> Sums:
+    def finish(self, stop: Stop) -> Sums:
         """Collective: wait for all sums; gradients are in place if ``holds`` and ``finite``."""
         ...
 

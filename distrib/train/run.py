@@ -3,45 +3,55 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import copy
+import gc
+import importlib
 import json
 import os
+import shutil
 import signal
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distrib.checkpoint import CheckpointWriter, newest_checkpoint
-from distrib.comm.group import Group
+from distrib.comm.group import Group, can_be_elastic
 from distrib.config import Experiment
 from distrib.data.manifest import DatasetRecord, Manifest, class_counts
 from distrib.data.order import carried_lanes
 from distrib.data.shards import ShardReader
 from distrib.data.stream import Stream
 from distrib.durable import replace_file
-from distrib.errors import CheckpointError, storage_errors
+from distrib.elastic.lease import Lease
+from distrib.elastic.link import Link
+from distrib.elastic.membership import NOTHING_YET, Position
+from distrib.errors import CheckpointError, DistribError, WorldError, storage_errors
 from distrib.models.weights import set_training, weights_sha256
 from distrib.rundir import RunDir
 from distrib.train import ipex
 from distrib.train.agree import agree_on_experiment, warn_of_other_processors
 from distrib.train.build import starting_model, training_order, training_transform, validator
 from distrib.train.environment import describe_environment, record_environment
+from distrib.train.guard import Guard, Snapshot, whole_source
 from distrib.train.ledger import Ledger
 from distrib.train.log import RunLog
-from distrib.train.loop import Best, Trained, Trainer, total_steps
+from distrib.train.loop import Best, Progress, Trained, Trainer, total_steps
 from distrib.train.optimise import (
     MovingAverage,
     build_optimizer,
     build_outer_optimizer,
     class_weights,
     load_optimizer_tensors,
+    optimizer_tensors,
 )
 from distrib.train.paces import build_pace
-from distrib.train.reduction import Reduction
+from distrib.train.reduction import Stop
 from distrib.train.reductions import build_reduction
 from distrib.train.resume import broadcast_tensors
 from distrib.train.settle import Settled
@@ -49,26 +59,62 @@ from distrib.train.watch import build_watch
 from distrib.world import World
 
 Tell = Callable[[str], None]
-"""Shows the user one line; does nothing on ranks other than 0."""
+"""Shows the user one line."""
 
 
-def run_train(settled: Settled, world: World, tell: Tell) -> dict[str, Any]:
+def run_train(settled: Settled, world: World, tell: Tell, *, join: bool = False) -> dict[str, Any]:
     """Train, or go on where the run stopped. Collective over the world's ranks.
 
-    Returns what `train --json` prints; the same on all ranks. Raises any DistribError.
+    With ``join``, this process becomes a further rank of a run that is on its way. Returns what `train --json` prints,
+    the same on all ranks, with "leads" true on one. Raises any DistribError.
     """
-    run, comm = settled.run, settled.experiment.comm
-    torch.set_num_threads(settled.experiment.train.threads)
-    _advise_threads(settled.experiment, tell)
-    with (
-        Group(world, comm.backend, comm.timeout_s) as group,
-        _run_lock(run) if world.is_first else contextlib.nullcontext(),
-        _stop_requests() as stop_wanted,
-    ):
-        if group.size > 1:
-            tell(f"communication: {group.backend} ({group.choice.why})")
-        experiment = agree_on_experiment(settled, group)
-        return _train(run, experiment, settled.manifest, group, stop_wanted, tell)
+    run, train, comm = settled.run, settled.experiment.train, settled.experiment.comm
+    torch.set_num_threads(train.threads)
+    elastic = join or (world.elastic and world.size > 1 and train.reduction != "fast" and can_be_elastic(comm.backend))
+    lease = Lease(run, world.host, comm.silence_s)
+    with ExitStack() as stack:
+        stop_wanted = stack.enter_context(_stop_requests())
+        if world.is_first and not join:
+            stack.enter_context(_held(lease, run, tell))
+        else:
+            stack.callback(lease.release)
+        if not elastic:
+            tell = tell if world.is_first else _silence
+            _advise_threads(settled.experiment, tell)
+            with Group(world, comm.backend, comm.timeout_s) as group:
+                rank = stack.enter_context(_Rank(settled, stop_wanted, tell, None))
+                result = rank.train(group)
+                assert result is not None
+                return result
+        link = stack.enter_context(Link(world, comm, run, lease, tell))
+        return _train_elastically(_Rank(settled, stop_wanted, tell, link), link, join=join)
+
+
+def _train_elastically(rank: _Rank, link: Link, *, join: bool) -> dict[str, Any]:
+    """Train in one view after another, until the run ends or this rank may not go on."""
+    with rank:
+        group = link.join() if join else link.meet()
+        while True:
+            try:
+                with group:
+                    result = rank.train(group)
+                if result is not None:
+                    return result
+            except WorldError:  # a peer is lost: whether that ends the run shows when the others are asked
+                gc.collect()  # an old DDP must not stay tied to the parameters
+            except DistribError as error:
+                link.tell_fault(error.one_line())
+                raise
+            group = link.regroup(rank.position)
+
+
+def _import_ahead() -> None:
+    for module in ("tensorboard.compat.proto.event_pb2", "tensorboard.summary.writer.record_writer", "distrib.metrics"):
+        importlib.import_module(module)
+
+
+def _silence(_: str) -> None:
+    """Ranks other than the leader say nothing."""
 
 
 def _advise_threads(experiment: Experiment, tell: Tell) -> None:
@@ -100,24 +146,45 @@ class _State:
     optimizer: torch.optim.Optimizer
     """With local steps, the outer one."""
     average: MovingAverage | None
-    reduction: Reduction | None
-    """None with local steps: a round carries no exponents to the next."""
-    best: Best
-    step: int = 0
+    exponents: dict[str, Any] = field(default_factory=dict)
+    """The reduction's state; empty before the first step, and with local steps, where a round carries none."""
+    progress: Progress = field(default_factory=Progress)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that training changes, by name."""
+        parts = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.model, self.optimizer),
+                 "ema": self.average.tensors if self.average is not None else {}}
+        return {f"{part}:{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+    def put(self, kept: Snapshot) -> None:
+        """Back to a copy."""
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "ema": {}}
+        for name, tensor in kept.tensors.items():
+            part, _, own = name.partition(":")
+            parts[part][own] = tensor
+        self.model.load_state_dict(parts["model"])
+        self.optimizer.state.clear()
+        load_optimizer_tensors(self.model, self.optimizer, parts["optimizer"])
+        if self.average is not None:
+            self.average.load(parts["ema"])
+        self.exponents, self.progress = copy.deepcopy(kept.exponents), copy.deepcopy(kept.progress)
+
+    def header(self) -> bytes:
+        progress = vars(self.progress) | {"best": vars(self.progress.best)}
+        return json.dumps({"exponents": self.exponents, "progress": progress}).encode()
 
 
 def _fresh_state(experiment: Experiment, num_classes: int, group: Group, tell: Tell) -> _State:
+    """Collective. The state before the first step."""
     train = experiment.train
     model = starting_model(experiment, num_classes, tell)
-    local = train.local_steps > 1
-    optimizer = build_outer_optimizer(model, train) if local else build_optimizer(model, train)
+    optimizer = build_outer_optimizer(model, train) if train.local_steps > 1 else build_optimizer(model, train)
     if train.ipex:  # before anything keeps a tensor of the model's: parameters get new storage
         ipex.optimize(model, optimizer, group)
     # Ranks on different processors may have drawn different last bits.
     group.broadcast(model.state_dict().values())
     average = MovingAverage(model, train.ema_decay) if train.ema_decay is not None else None
-    reduction = None if local else build_reduction(train, group, model, experiment.seed)
-    return _State(model, optimizer, average, reduction, Best())
+    return _State(model, optimizer, average)
 
 
 def _restore(state: _State, run: RunDir, group: Group, tell: Tell) -> None:
@@ -127,104 +194,265 @@ def _restore(state: _State, run: RunDir, group: Group, tell: Tell) -> None:
     received = json.loads(group.broadcast_bytes(header))
     if received is None:
         return
-    state.step, progress = received
-    weights = broadcast_tensors(group, found.model if found else None)
+    step, saved = received
+    _take(state, group, 0, *((found.model, found.optimizer, found.ema) if found else (None, None, None)))
+    state.exponents = saved["reduction"]
+    state.progress = Progress(step, best=Best(**saved["best"]))
+    tell(f"goes on from the checkpoint of step {step}")
+
+
+def _level(state: _State, group: Group, source: int) -> None:
+    """Bring every rank to the state of rank ``source``. Collective."""
+    header = state.header() if group.rank == source else None
+    received = json.loads(group.broadcast_bytes(header, source))
+    tensors: tuple[Mapping[str, Tensor] | None, ...] = (None, None, None)
+    if header is not None:
+        average = state.average.tensors if state.average is not None else None
+        tensors = (state.model.state_dict(), optimizer_tensors(state.model, state.optimizer), average)
+    _take(state, group, source, *tensors)
+    progress = received["progress"]
+    state.exponents = received["exponents"]
+    state.progress = Progress(**progress | {"best": Best(**progress["best"])})
+
+
+def _take(state: _State, group: Group, source: int, model: Mapping[str, Tensor] | None,
+          optimizer: Mapping[str, Tensor] | None, average: Mapping[str, Tensor] | None) -> None:
+    """Collective: the tensors that rank ``source`` gives, into the state of every rank."""
+    weights = broadcast_tensors(group, model, source)
     try:
         state.model.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"the checkpoint does not fit the model: {str(error).splitlines()[-1].strip()}",
                               "the run was not continued", "use the code that the run was begun with") from error
-    load_optimizer_tensors(state.model, state.optimizer, broadcast_tensors(group, found.optimizer if found else None))
+    load_optimizer_tensors(state.model, state.optimizer, broadcast_tensors(group, optimizer, source))
     if state.average is not None:
-        state.average.load(broadcast_tensors(group, found.ema if found else None))
-    if state.reduction is not None:
-        state.reduction.load_state(progress["reduction"])
-    state.best = Best(**progress["best"])
-    tell(f"goes on from the checkpoint of step {state.step}")
+        state.average.load(broadcast_tensors(group, average, source))
 
 
-def _train(run: RunDir, experiment: Experiment, manifest: Manifest, group: Group, stop_wanted: Callable[[], int],
-           tell: Tell) -> dict[str, Any]:
-    train, data = experiment.train, experiment.data
-    samples = manifest.samples("train")
-    order = training_order(experiment, samples)
-    weights_K = class_weights(train, class_counts(samples.labels, len(samples.classes)))
-    state = _fresh_state(experiment, len(manifest.classes), group, tell)
-    _restore(state, run, group, tell)
-    set_training(state.model)
-    steps = total_steps(experiment, len(samples))
-    validate = validator(experiment, manifest, state.model, group)
-    environment = describe_environment(group.world, manifest.sha256, [ipex.PACKAGE] if train.ipex else [])
-    warn_of_other_processors(environment, group, tell)
-    with contextlib.ExitStack() as stack:
-        log = writer = None
-        if group.world.is_first:
-            _begin(run, experiment, manifest, tell)
-            for difference in record_environment(run, environment, state.step):
-                tell(f"warning: the last bits may differ from an undisturbed run's: {difference}")
-            log = stack.enter_context(RunLog(run, first_step=state.step, total_steps=steps))
-            writer = CheckpointWriter(run, experiment.checkpoint.keep_last, log.note)
-        reader = stack.enter_context(ShardReader(data.dataset, samples))
-        stream = stack.enter_context(Stream(
-            reader, samples, order, training_transform(experiment), side=data.image_size,
-            lanes=carried_lanes(group.rank, group.size, train.lanes), first_step=state.step, last_step=steps,
-            threads=data.decode_threads, prefetch_steps=data.prefetch_steps, local_steps=train.local_steps,
-        ))
-        witness = stack.enter_context(Ledger(run, samples.keys, group, state.step)) if train.ledger else None
-        pace = build_pace(experiment, len(samples), weights_K, group, state.model, state.optimizer, state.reduction,
-                          stream, witness)
-        trained = Trainer(
-            experiment=experiment, num_samples=len(samples), total_steps=steps, model=state.model,
-            optimizer=state.optimizer, pace=pace, validate=validate, average=state.average, first_step=state.step,
-            best=state.best, log=log, writer=writer, stop_wanted=lambda: stop_wanted() > 0,
-            watch=build_watch(experiment.watch, group, len(carried_lanes(group.rank, group.size, train.lanes)), log),
-        ).run()
-    return _result(run, state, trained, group, stop_wanted())
+class _Rank:
+    """One rank of a run through all its views. A context manager, which closes what it writes.
 
+    ``link`` is that of an elastic run; None: there is one view, and a lost peer ends the run.
+    """
 
-def _result(run: RunDir, state: _State, trained: Trained, group: Group, stop_signal: int) -> dict[str, Any]:
-    result: dict[str, Any] = {
-        "run": str(run.root),
-        "step": trained.step,
-        "finished": trained.finished,
-        "weights_sha256": weights_sha256(state.model.state_dict()),
-        "ema_sha256": weights_sha256(state.average.tensors) if state.average is not None else None,
-        "stopped_early": trained.early,
-        "best_step": trained.best.step if trained.best.score is not None else None,
-        "best_score": trained.best.score,
-        "world_size": group.size,
-        "signal": 0 if trained.finished else stop_signal or int(signal.SIGTERM),
-    }
-    if group.world.is_first and trained.finished:
-        with storage_errors("the result could not be written", "the run's checkpoints are whole"):
-            replace_file(run.result, json.dumps(result, indent=2).encode() + b"\n")
-    return result
+    def __init__(self, settled: Settled, stop_wanted: Callable[[], int], tell: Tell, link: Link | None) -> None:
+        self._settled, self._run, self._link = settled, settled.run, link
+        self._stop_wanted, self._tell_user = stop_wanted, tell
+        self._samples = settled.manifest.samples("train")
+        self._leads = False
+        self._experiment: Experiment | None = None
+        self._state: _State | None = None
+        self._environment: dict[str, Any] = {}
+        self._log: RunLog | None = None
+        self._writer: CheckpointWriter | None = None
+        train = settled.experiment.train
+        self._guard = Guard(settled.experiment.guard.every_steps if train.reduction != "fast" else 0, self._tell)
+        self._written = ExitStack()
+        # What only a leader needs takes seconds to import, and any rank may come to lead.
+        self._imports = threading.Thread(target=_import_ahead, name="imports", daemon=True)
+        if link is not None:
+            self._imports.start()
+
+    @property
+    def position(self) -> Position:
+        """Where this rank stands between views."""
+        if self._state is None:
+            return NOTHING_YET
+        return Position(self._state.progress.step, int(self._state.progress.is_settled))
+
+    def train(self, group: Group) -> dict[str, Any] | None:
+        """One view, to its end. Collective. The run's result, or None if it only paused for somebody to join.
+
+        What is raised leaves the state at a step boundary.
+        """
+        self._leads = group.world.is_first
+        link = self._link
+        if self._experiment is None or (link is not None and link.has_new_members):
+            if group.size > 1 and self._experiment is None:
+                self._tell(f"communication: {group.backend} ({group.choice.why})")
+            self._experiment = agree_on_experiment(self._settled, group)
+        experiment = self._experiment
+        self._prepare(experiment, group)
+        state = self._state
+        assert state is not None
+        guard = self._guard
+        if guard.kept is None:  # what all begin with
+            guard.agree(group, state.tensors(), state.exponents, state.progress)
+        while True:
+            self._begin_to_write(experiment, group)
+            trained, trainer = self._train_together(experiment, group, state)
+            if trained.agreed:
+                break
+            self._go_back(state, group)
+        if trained.regroup:
+            return None
+        group.all_reduce(torch.zeros(1))  # nobody leaves before the last checkpoint is written
+        return self._result(trainer.progress, trained, group)
+
+    def _prepare(self, experiment: Experiment, group: Group) -> None:
+        """Collective: give every rank of the view the same state."""
+        last = self._link.last if self._link is not None else None
+        fresh = self._state is None
+        if fresh or (last is not None and self._link is not None and self._link.has_new_members):
+            state = _fresh_state(experiment, len(self._settled.manifest.classes), group, self._tell)
+            if fresh:
+                self._state = None
+        else:
+            state = None
+        if last is None or max(last.positions.values()) == NOTHING_YET:
+            assert state is not None
+            _restore(state, self._run, group, self._tell)
+        else:
+            state = self._state or state
+            assert state is not None
+            if not last.is_level:
+                _level(state, group, last.view.members.index(last.source))
+        self._state = self._state or state
+        set_training(self._state.model)
+
+    def _begin_to_write(self, experiment: Experiment, group: Group) -> None:
+        """Collective. The leader opens the log and the checkpoints, if it did not lead before."""
+        state = self._state
+        assert state is not None
+        first_time = not self._environment
+        last = self._link.last if self._link is not None else None
+        if first_time or (last is not None and self._link is not None and self._link.has_new_members):
+            train = experiment.train
+            self._environment = describe_environment(group.world, self._settled.manifest.sha256,
+                                                     [ipex.PACKAGE] if train.ipex else [])
+            warn_of_other_processors(self._environment, group, self._tell)
+        if not self._leads or self._log is not None:
+            return
+        step = state.progress.step
+        _begin(self._run, experiment, self._settled.manifest, self._tell)
+        for difference in record_environment(self._run, self._environment, step):
+            self._tell(f"warning: the last bits may differ from an undisturbed run's: {difference}")
+        self._log = self._written.enter_context(
+            RunLog(self._run, first_step=step, total_steps=total_steps(experiment, len(self._samples))))
+        self._writer = CheckpointWriter(self._run, experiment.checkpoint.keep_last, self._log.note)
+
+    def _train_together(self, experiment: Experiment, group: Group, state: _State) -> tuple[Trained, Trainer]:
+        train, data, samples, progress = experiment.train, experiment.data, self._samples, state.progress
+        steps = total_steps(experiment, len(samples))
+        weights_K = class_weights(train, class_counts(samples.labels, len(samples.classes)))
+        reduction = None
+        if train.local_steps == 1:
+            reduction = build_reduction(train, group, state.model, experiment.seed)
+            if state.exponents:
+                reduction.load_state(state.exponents)
+        order = training_order(experiment, samples)
+        lanes = carried_lanes(group.rank, group.size, train.lanes)
+        with ExitStack() as stack:
+            reader = stack.enter_context(ShardReader(data.dataset, samples))
+            stream = stack.enter_context(Stream(
+                reader, samples, order, training_transform(experiment),
+                side=data.image_size, lanes=lanes, first_step=progress.step, last_step=steps,
+                threads=data.decode_threads, prefetch_steps=data.prefetch_steps, local_steps=train.local_steps,
+            ))
+            witness = None
+            if train.ledger:
+                committed = {}
+                if self._link is not None and self._link.last is not None:
+                    committed = {(step + 1, lane): order.batch(step, lane).samples
+                                 for step in range(progress.before, progress.step) for lane in range(train.lanes)}
+                witness = stack.enter_context(Ledger(self._run, samples.keys, group, progress.step, committed))
+            for parameter in state.model.parameters():
+                parameter.grad = None
+            pace = build_pace(experiment, len(samples), weights_K, group, state.model, state.optimizer, reduction,
+                              stream, witness)
+            def agree() -> bool:
+                return self._guard.agree(group, state.tensors(), pace.state(), replace(progress, is_settled=False))
+
+            trainer = Trainer(
+                agree=agree, guarded=self._guard.is_due,
+                experiment=experiment, num_samples=len(samples), total_steps=steps, model=state.model,
+                optimizer=state.optimizer, pace=pace, average=state.average, progress=progress,
+                validate=validator(experiment, self._settled.manifest, state.model, group),
+                log=self._log if self._leads else None, writer=self._writer if self._leads else None, wish=self._wish,
+                watch=build_watch(experiment.watch, group, len(lanes), self._log if self._leads else None),
+            )
+            if self._leads and self._link is not None and self._link.last is not None and progress.step:
+                trainer.checkpoint()  # the lost ranks may have taken with them what was not written yet
+            if self._link is not None:
+                self._imports.join()
+            try:
+                return trainer.run(), trainer
+            finally:
+                state.exponents = pace.state()
+
+    def _go_back(self, state: _State, group: Group) -> None:
+        """Collective: bring every rank to the last state that all agreed on."""
+        kept = self._guard.kept
+        source, all_whole = whole_source(group, kept)
+        if kept is not None and kept.is_whole:
+            state.put(kept)
+        if not all_whole:
+            _level(state, group, source)
+            self._guard.kept = None
+        if self._writer is not None:
+            self._writer.settle()
+        self._written.close()  # the log is opened again where the run goes on
+        self._log = self._writer = None
+        gc.collect()
+
+    def _wish(self) -> Stop:
+        if self._link is not None and self._state is not None and self._state.progress.records:
+            self._link.step_done()
+        if self._stop_wanted():
+            return Stop.END
+        return Stop.REGROUP if self._link is not None and self._link.someone_waits else Stop.NO
+
+    def _result(self, progress: Progress, trained: Trained, group: Group) -> dict[str, Any]:
+        state = self._state
+        assert state is not None
+        best = progress.best
+        result: dict[str, Any] = {
+            "run": str(self._run.root),
+            "step": progress.step,
+            "finished": trained.finished,
+            "weights_sha256": weights_sha256(state.model.state_dict()),
+            "ema_sha256": weights_sha256(state.average.tensors) if state.average is not None else None,
+            "stopped_early": trained.early,
+            "best_step": best.step if best.score is not None else None,
+            "best_score": best.score,
+            "world_size": group.size,
+            "signal": 0 if trained.finished else self._stop_wanted() or int(signal.SIGTERM),
+        }
+        if self._leads and trained.finished:
+            with storage_errors("the result could not be written", "the run's checkpoints are whole"):
+                replace_file(self._run.result, json.dumps(result, indent=2).encode() + b"\n")
+        return {**result, "leads": self._leads}
+
+    def _tell(self, text: str) -> None:
+        if self._leads:
+            self._tell_user(text)
+
+    def __enter__(self) -> _Rank:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._written.close()
 
 
 @contextlib.contextmanager
-def _run_lock(run: RunDir) -> Iterator[None]:
-    """Held by rank 0 while it trains: two trainings into one folder would mix. Ends with the process.
+def _held(lease: Lease, run: RunDir, tell: Tell) -> Iterator[None]:
+    """The run's lease, while rank 0 trains: two trainings into one folder would mix.
 
     A folder that was made for a run which then did not begin is removed.
     """
     with storage_errors(f"the run folder {run.root} could not be made", "nothing was started"):
         made = [folder for folder in (run.root, *run.root.parents) if not folder.exists()]
         run.root.mkdir(parents=True, exist_ok=True)
-        fd = os.open(run.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    lease.take(tell)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CheckpointError(f"another training is writing into {run.root}", "nothing was started",
-                                  "wait for it, end it, or give another --run folder") from None
         yield
     finally:
+        lease.release()
         if made and not run.experiment.exists():
             with contextlib.suppress(OSError):
-                run.lock.unlink()
+                shutil.rmtree(run.lease)
                 for folder in made:
                     folder.rmdir()
-        os.close(fd)
 
 
 @contextlib.contextmanager

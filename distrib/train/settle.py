@@ -15,9 +15,9 @@ from distrib.errors import CheckpointError, ConfigError
 from distrib.rundir import RunDir
 from distrib.world import World
 
-# Keys that do not change the model, so that a run may go on with other values.
-_FREE = ("data.dataset", "data.decode_threads", "data.prefetch_steps", "comm.", "checkpoint.", "train.ledger",
-         "evaluate.bootstrap", "model.weights", "watch.")
+FREE = ("data.dataset", "data.decode_threads", "data.prefetch_steps", "comm.", "checkpoint.", "train.ledger",
+        "evaluate.bootstrap", "model.weights", "watch.", "guard.")
+"""Keys, or beginnings of keys, that do not change the model, so that a run may go on with other values."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def settle_experiment(run: RunDir, path: Path | None, overrides: Sequence[str]) 
     if wanted.train.precision == "auto":  # whatever it meant where the run was begun
         wanted = with_precision(wanted, begun.train.precision)
     changed = [name for name in differences(begun.model_dump(mode="json"), wanted.model_dump(mode="json"))
-               if not name.startswith(_FREE)]
+               if not name.startswith(FREE)]
     if changed:
         raise ConfigError(f"{run.root} was begun with another {', '.join(changed)}", "the run was not continued",
                           "give another --run folder, or the run's own values")

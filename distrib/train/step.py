@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distrib.data.stream import Batch
 from distrib.train.lane import LaneBuffers, LaneLoss, LanePass, Prepare, averaged_buffers, rounding_key
-from distrib.train.reduction import Reduction
+from distrib.train.reduction import Reduction, Stop
 
 _MOST_ATTEMPTS = 8
 
@@ -25,7 +25,7 @@ class StepResult:
     accuracy: float
     finite: bool
     """False: the loss or a gradient is no finite number; the gradients must not be used."""
-    stop: bool
+    stop: Stop
     repeats: int
     """Attempts beyond the first, each because magnitudes grew beyond their exponents."""
     compute_s: float
@@ -43,9 +43,21 @@ class LaneStep:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._buffers = LaneBuffers(model)
 
-    def run(self, step: int, batches: Sequence[Batch], stop: bool) -> StepResult:
-        """Collective. Leaves the mean gradient in every parameter's ``grad``; changes no parameter."""
+    def run(self, step: int, batches: Sequence[Batch], stop: Stop) -> StepResult:
+        """Collective. Leaves the mean gradient in every parameter's ``grad``; changes no parameter.
+
+        What is raised leaves buffers and exponents as they were before.
+        """
         self._buffers.mark()
+        before = self._reduction.state()
+        try:
+            return self._attempts(step, batches, stop)
+        except BaseException:
+            self._buffers.rewind()
+            self._reduction.load_state(before)
+            raise
+
+    def _attempts(self, step: int, batches: Sequence[Batch], stop: Stop) -> StepResult:
         compute_s = communication_s = 0.0
         for repeats in range(_MOST_ATTEMPTS):  # noqa: B007
             start = time.perf_counter()

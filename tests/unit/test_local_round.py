@@ -23,6 +23,7 @@ from distrib.train.local_round import LocalRounds
 from distrib.train.optimise import build_optimizer, build_outer_optimizer, set_learning_rate
 from distrib.train.outer_sum import OuterSum
 from distrib.train.packed import PackedFixedPoint
+from distrib.train.reduction import Stop
 
 LANES, ROUND, STEPS = 4, 3, 8
 TRAIN = TrainConfig(lanes=LANES, global_batch=5 * LANES, optimizer="adamw", local_steps=ROUND, outer_lr=0.6)
@@ -121,8 +122,8 @@ def test_rounds_are_those_of_a_plain_loop(group: Group, words: FixedPoint, toler
     rounds = Rounds(group, range(LANES), words)
     step, losses = 0, []
     for number in range(3):  # the last one is shorter
-        period = rounds.pace.run(step, stop=number == 1)
-        assert (period.diverged, period.stop, period.repeats) == (None, number == 1, 0)
+        period = rounds.pace.run(step, stop=Stop(2 * (number == 1)))
+        assert (period.diverged, period.stop, period.repeats) == (None, Stop(2 * (number == 1)), 0)
         assert [one.rate for one in period.steps] == [rate(s) for s in range(step, step + len(period.steps))]
         losses += [one.loss for one in period.steps]
         step += len(period.steps)
@@ -139,7 +140,7 @@ def test_the_order_of_lanes_changes_no_bit(group: Group, words: FixedPoint) -> N
     found = []
     for lanes in ([0, 1, 2, 3], [3, 1, 0, 2]):
         rounds = Rounds(group, lanes, words)
-        steps = [one for step in (0, 3, 6) for one in rounds.pace.run(step, stop=False).steps]
+        steps = [one for step in (0, 3, 6) for one in rounds.pace.run(step, stop=Stop.NO).steps]
         found.append((rounds.state(), steps))
     assert found[0][1] == found[1][1]
     assert all(torch.equal(a, b) for a, b in zip(found[0][0], found[1][0], strict=True))
@@ -151,7 +152,7 @@ def test_the_step_that_diverged_is_named_and_nothing_moves(group: Group, value: 
     rounds.poison = value
     before = [p.detach().clone() for p in rounds.model.parameters()]
     # The first lane has run when the second lane's second step goes wrong.
-    assert rounds.pace.run(0, stop=False).diverged == 2
+    assert rounds.pace.run(0, stop=Stop.NO).diverged == 2
     assert all(torch.equal(a, b) for a, b in zip(before, rounds.model.parameters(), strict=True))
 
 
@@ -160,6 +161,6 @@ def test_frozen_parameters_stay(group: Group) -> None:
     model[0].weight.requires_grad_(False)  # type: ignore[index]
     rounds = Rounds(group, range(LANES), FixedPoint(), model)
     before = [p.detach().clone() for p in model.parameters()]
-    assert rounds.pace.run(0, stop=False).diverged is None
+    assert rounds.pace.run(0, stop=Stop.NO).diverged is None
     same = [torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
     assert same == [True, *[False] * (len(same) - 1)]

@@ -67,7 +67,7 @@ def test_a_resumed_log_has_every_step_once(tmp_path: Path, capsys: pytest.Captur
     run = RunDir(tmp_path)
     with RunLog(run, first_step=0, total_steps=6) as log:
         for step in (1, 2, 3, 4):
-            log.step(record(step))
+            log.steps([record(step)])
             if step % 2 == 0:
                 log.validation(step, {"score": step / 10, "loss": 2.0, "per_class": {"a": 1}, "defined": True})
         log.event("stopped", 4, why="asked")
@@ -75,7 +75,7 @@ def test_a_resumed_log_has_every_step_once(tmp_path: Path, capsys: pytest.Captur
         file.write(b'{"event": "step", "st')
     with RunLog(run, first_step=2, total_steps=6) as log:
         for step in (3, 4, 5, 6):
-            log.step(record(step))
+            log.steps([record(step)])
         log.note("a note")
     lines = [json.loads(text) for text in run.metrics.read_text().splitlines()]
     assert [entry["step"] for entry in lines if entry["event"] == "step"] == [1, 2, 3, 4, 5, 6]

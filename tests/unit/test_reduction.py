@@ -20,7 +20,7 @@ from distrib.data.stream import Batch
 from distrib.train.build import data_parallel
 from distrib.train.exact import scale_bits
 from distrib.train.lane import _MODEL_RANDOMNESS, averaged_buffers
-from distrib.train.reduction import Reduction
+from distrib.train.reduction import Reduction, Stop
 from distrib.train.reductions import build_reduction
 from distrib.train.step import LaneStep, StepResult
 
@@ -69,7 +69,7 @@ class Setup:
         lane, self._lane = self._lane, (self._lane + 1) % LANES
         return F.cross_entropy(logits_NK, labels_N) * self.poison.get(lane, 1.0)
 
-    def run(self, chosen: Sequence[Batch], step: int = 0, stop: bool = False) -> StepResult:
+    def run(self, chosen: Sequence[Batch], step: int = 0, stop: Stop = Stop.NO) -> StepResult:
         return self.lane_step.run(step, chosen, stop)
 
     def gradients(self) -> list[Tensor]:
@@ -241,9 +241,9 @@ def test_gradients_beyond_every_exponent_count_as_diverged(group: Group) -> None
 
 
 @pytest.mark.parametrize("kind", ["exact", "exact16", "exact10", "fast"])
-@pytest.mark.parametrize("stop", [False, True])
-def test_a_wish_to_stop_travels_with_the_step(group: Group, kind: str, stop: bool) -> None:
-    assert Setup(group, kind).run(batches(), stop=stop).stop == stop
+@pytest.mark.parametrize("stop", [Stop.NO, Stop.END])
+def test_a_wish_to_stop_travels_with_the_step(group: Group, kind: str, stop: Stop) -> None:
+    assert Setup(group, kind).run(batches(), stop=stop).stop is stop
 
 
 def test_frozen_parameters_get_no_gradient(group: Group) -> None:

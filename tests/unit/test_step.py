@@ -15,6 +15,7 @@ from distrib.config import TrainConfig
 from distrib.data.stream import Batch
 from distrib.models.weights import freeze, set_training
 from distrib.train.build import data_parallel
+from distrib.train.reduction import Stop
 from distrib.train.reductions import build_reduction
 from distrib.train.step import LaneStep, StepResult
 
@@ -76,7 +77,7 @@ def test_statistics_become_the_mean_of_what_each_lane_makes_of_the_same_start(gr
         expected_mean = 0.9 * expected_mean + 0.1 * torch.stack([x.mean((0, 2, 3)) for x in images]).mean(0)
         expected_var = 0.9 * expected_var + 0.1 * torch.stack(
             [x.transpose(0, 1).reshape(3, -1).var(1) for x in images]).mean(0)
-        run.run(step, chosen, False)
+        run.run(step, chosen, Stop.NO)
         torch.testing.assert_close(model.bn.running_mean, expected_mean)
         torch.testing.assert_close(model.bn.running_var, expected_var)
         assert int(model.bn.num_batches_tracked or 0) == step + 1  # one a step, however many lanes and repeats
@@ -84,7 +85,7 @@ def test_statistics_become_the_mean_of_what_each_lane_makes_of_the_same_start(gr
 
 def test_loss_and_accuracy_are_those_of_all_lanes(group: Group) -> None:
     model = Noted()
-    result = step_of(group, model).run(0, batches(), False)
+    result = step_of(group, model).run(0, batches(), Stop.NO)
     logits_NK = torch.cat(model.logits[-LANES:])  # of the last attempt
     labels_N = torch.cat([torch.from_numpy(batch.labels_N) for batch in batches()])
     assert len(model.logits) == LANES * (1 + result.repeats)
@@ -96,7 +97,7 @@ def masks(group: Group, step: int, seed: int = 9, lanes: Sequence[int] = range(L
     """Dropout's mask of each lane, after checking that every attempt drew the same."""
     model = Noted()
     torch.manual_seed(12345 + step)  # whatever was drawn before
-    result = step_of(group, model, seed=seed).run(step, batches(lanes=lanes), False)
+    result = step_of(group, model, seed=seed).run(step, batches(lanes=lanes), Stop.NO)
     assert result.repeats == 1
     first, second = model.masks[:LANES], model.masks[LANES:]
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -117,10 +118,10 @@ def test_no_parameter_moves_and_gradients_are_those_of_the_last_run_alone(group:
     run = step_of(group, model)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    run.run(0, batches(), False)
+    run.run(0, batches(), Stop.NO)
     first = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.load_state_dict(start)
-    run.run(0, batches(), False)
+    run.run(0, batches(), Stop.NO)
     second = [p.grad for p in model.parameters() if p.grad is not None]
     assert len(first) == len(before)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -136,13 +137,13 @@ def test_frozen_statistics_stay_to_the_last_bit(group: Group, peak: float) -> No
     model.bn.running_var = torch.tensor([peak, 0.1, 3e-23])
     model.bn.running_mean = torch.tensor([0.1, -1e-30, 0.0])
     before = [b.clone() for b in model.buffers()]
-    step_of(group, model).run(0, batches(), False)
+    step_of(group, model).run(0, batches(), Stop.NO)
     assert all(torch.equal(a, b) for a, b in zip(before, model.buffers(), strict=True))
 
 
 def results(group: Group, autocast: bool) -> tuple[StepResult, Noted]:
     model = Noted()
-    return step_of(group, model, autocast=autocast).run(0, batches(), False), model
+    return step_of(group, model, autocast=autocast).run(0, batches(), Stop.NO), model
 
 
 def test_autocast_computes_in_bfloat16_and_keeps_gradients_and_loss_in_float32(group: Group) -> None:

@@ -12,6 +12,7 @@ from distrib.config import WatchConfig
 from distrib.rundir import RunDir
 from distrib.train.log import RunLog
 from distrib.train.pace import Period, StepMeans
+from distrib.train.reduction import Stop
 from distrib.train.watch import WARM_UP, Place, Report, Rows, Watch
 
 PLACES = [Place("node1", 0), Place("node1", 0), Place("node2", 2), Place("node2", 2)]
@@ -61,10 +62,10 @@ def test_warm_up_is_in_no_score_and_a_step_done_again_counts_once(group: Group, 
     with RunLog(RunDir(tmp_path), first_step=0, total_steps=100) as log:
         watch = Watch(WatchConfig(every_s=1.0), group, 4, log)
         for step in range(WARM_UP):
-            watch.after(step, Period([StepMeans(1, 1, 1)], None, False, 0, 9.0, 9.0, 0.0), 0.25, last=False)
+            watch.after(step, Period([StepMeans(1, 1, 1)], None, Stop.NO, 0, 9.0, 9.0, 0.0), 0.25, last=False)
         for step in range(WARM_UP, WARM_UP + 4):  # a look is due after four, by what the warm-up took
-            watch.after(step, Period([StepMeans(1, 1, 1)], None, False, 1, 0.4, 1.6, 5.0), 0.25, last=False)
-        watch.after(6, Period([StepMeans(1, 1, 1)] * 2, None, False, 0, 0.0, 0.8, 0.0), 0.25, last=True)
+            watch.after(step, Period([StepMeans(1, 1, 1)], None, Stop.NO, 1, 0.4, 1.6, 5.0), 0.25, last=False)
+        watch.after(6, Period([StepMeans(1, 1, 1)] * 2, None, Stop.NO, 0, 0.0, 0.8, 0.0), 0.25, last=True)
     events = [json.loads(line) for line in RunDir(tmp_path).metrics.read_text().splitlines()]
     looks = [(event["step"], event["work_s"], event["data_s"]) for event in events if event["event"] == "ranks"]
     assert looks == [(6, [0.3], [0.1]), (8, [0.1], [0.0])]

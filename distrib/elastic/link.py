@@ -1,0 +1,197 @@
+"""A rank's link to an elastic run: the group of the present view, and the next one when that is over."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from types import TracebackType
+
+from torch._C._distributed_c10d import PrefixStore, TCPStore
+
+from distrib.comm.group import Group, Meeting
+from distrib.comm.meeting import open_store
+from distrib.comm.oneccl import own_address
+from distrib.config import CommConfig
+from distrib.elastic.lease import Lease
+from distrib.elastic.members import Members, Place, Regrouped
+from distrib.elastic.membership import NOTHING_YET, Position
+from distrib.errors import CheckpointError, StorageError, WorldError, storage_errors
+from distrib.rundir import RunDir
+from distrib.world import World
+
+MOST_TRIES = 20
+"""New views in a row without a step in between; then the run ends."""
+
+
+class Link:
+    """One rank's place in an elastic run. A context manager; leaving it in order waits for the others to end too.
+
+    ``lease`` is the run's; rank 0 holds it from the start, others take it when they lead.
+    """
+
+    def __init__(self, world: World, comm: CommConfig, run: RunDir, lease: Lease, tell: Callable[[str], None]) -> None:
+        self._comm, self._run, self._lease, self._tell = comm, run, lease, tell
+        self._timeout = datetime.timedelta(seconds=comm.timeout_s)
+        self._world = world
+        self._backend: str = comm.backend
+        self._tries, self._position = 0, NOTHING_YET
+        self.last: Regrouped | None = None
+        """How the present view came about; None: it is the first."""
+        self.members: Members | None = None
+
+    def meet(self) -> Group:
+        """The first view. Collective. Raises WorldError."""
+        world = self._world
+        store = open_store(world, self._timeout)
+        self.members = Members(world.host, own_address(world.master_addr), self._comm.silence_s,
+                               self._comm.timeout_s)
+        if world.is_first:
+            store.set("epoch", str(self._lease.token))
+        try:
+            self.members.meet(world.rank, world.size, int(store.get("epoch")), store)
+        except RuntimeError as error:
+            raise WorldError(f"rank {world.rank} on {world.host}: the ranks did not meet "
+                             f"({str(error).splitlines()[0]})", "nothing was started",
+                             "see the other ranks' own messages") from error
+        self._publish()
+        return self._group(store)
+
+    def join(self) -> Group:
+        """Be taken into a run that is on its way. Raises CheckpointError or WorldError."""
+        try:
+            document = json.loads(self._run.members.read_bytes())
+            places = {int(member): Place(**place) for member, place in document["members"].items()}
+            secret = str(document["secret"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{self._run.members} can not be read: {error}", "this rank did not join",
+                                  "name the --run folder of an elastic run that is training") from error
+        first = next(iter(places.values()), None)
+        if first is None:
+            raise WorldError("the run has no members", "this rank did not join")
+        self.members = Members(self._world.host, own_address(first.address), self._comm.silence_s,
+                               self._comm.timeout_s)
+        self.members.join(places, secret)
+        return self.regroup(NOTHING_YET)
+
+    def regroup(self, position: Position) -> Group:
+        """The next view's group, with those that are left; this member stands at ``position``. Raises WorldError."""
+        assert self.members is not None
+        while True:
+            self._tries = self._tries + 1 if position <= self._position else 0
+            self._position = max(position, self._position)
+            if self._tries > MOST_TRIES:
+                raise WorldError(f"the ranks came together {MOST_TRIES} times without getting a step further",
+                                 "the run was ended", "look at the network and at the ranks' own messages")
+            began = time.monotonic()
+            self.last = self.members.regroup(position, self._claim, self._comm.timeout_s)
+            self._world = self._world_of(self.last)
+            self._tell_lost(self.last)
+            try:
+                self._publish()
+                address, port = self.last.store
+                store = TCPStore(address, port, None, is_master=False, timeout=self._timeout)
+                group = self._group(PrefixStore(f"view/{self.last.view.epoch}", store))
+            except (RuntimeError, WorldError):
+                if not self.members.alarm.is_set() and time.monotonic() - began < self._comm.silence_s:
+                    time.sleep(0.05)  # the loss that broke it will be heard of
+                continue
+            return group
+
+    @property
+    def is_leader(self) -> bool:
+        return self._world.is_first
+
+    @property
+    def has_new_members(self) -> bool:
+        return self.last is not None and NOTHING_YET in self.last.positions.values()
+
+    @property
+    def someone_waits(self) -> bool:
+        """Whether the view should end at the next step boundary, for somebody who wants to join."""
+        return self.is_leader and self.members is not None and self.members.someone_waits
+
+    def step_done(self) -> None:
+        """Training is on its way: from now on every rank is heard of all the time."""
+        if self.members is not None:
+            self.members.expect_beats()
+
+    def tell_fault(self, fault: str) -> None:
+        """End the whole run: what this rank met would come to whoever takes its lanes."""
+        if self.members is not None:
+            self.members.tell_fault(f"rank {self._world.rank} on {self._world.host}: {fault}")
+
+    def __enter__(self) -> Link:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        if self.members is not None:
+            if kind is None:
+                self.members.finish()
+            self.members.close()
+
+    def _group(self, store: object) -> Group:
+        assert self.members is not None
+        group = Group(self._world, self._backend, self._comm.timeout_s, Meeting(store, self.members.check))
+        self._backend = group.backend  # chosen once
+        return group
+
+    def _claim(self, epoch: int, is_over: bool) -> tuple[int, bool]:
+        """See `distrib.elastic.members.Claim`."""
+        if self._lease.token < 0 and self._lease.newest()[0] < 0:
+            raise StorageError(f"{self._world.host} does not see the run folder {self._run.root}, and the rank that "
+                               "wrote it is lost", "the run was ended; its checkpoints are whole",
+                               "keep the run folder on storage that all hosts share")
+        if not is_over and not self._lease.is_unchanged():
+            raise WorldError("the rank that leads the run goes on, and this one does not hear it",
+                             "it was ended so that no two models are trained from one run",
+                             "look at the network between the hosts")
+        is_ours = self._lease.claim(epoch)
+        return self._lease.newest()[0], is_ours
+
+    def _publish(self) -> None:
+        """Where others can join; the leader alone writes it."""
+        assert self.members is not None
+        if not self.is_leader:
+            return
+        document = {"members": {member: vars(place) for member, place in self.members.places.items()},
+                    "secret": self.members.secret}
+        with storage_errors(f"{self._run.members} could not be written", "no rank can join the run"):
+            temporary = self._run.members.with_name(f".{self._run.members.name}.{os.getpid()}")
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(fd, "w") as file:
+                json.dump(document, file)
+            os.replace(temporary, self._run.members)
+
+    def _world_of(self, regrouped: Regrouped) -> World:
+        assert self.members is not None
+        members, me = regrouped.view.members, self.members.me
+        here = [member for member in members if regrouped.places[member].host == self._world.host]
+        return replace(self._world, rank=members.index(me), size=len(members), local_rank=here.index(me),
+                       local_size=len(here), master_addr=regrouped.store[0], master_port=regrouped.store[1],
+                       store_is_hosted=False)
+
+    def _tell_lost(self, regrouped: Regrouped) -> None:
+        if not self.is_leader:
+            return
+        if regrouped.lost:
+            self._tell(f"lost: {_count(len(regrouped.lost), 'rank')} ({_numbers(regrouped.lost)}); "
+                       f"{_count(len(regrouped.view.members), 'rank')} {'go' if self._world.size > 1 else 'goes'} on "
+                       f"from step {max(regrouped.positions.values()).step}")
+        new = [member for member, position in regrouped.positions.items() if position == NOTHING_YET]
+        if new and len(new) < len(regrouped.view.members):
+            self._tell(f"joined: {_count(len(new), 'rank')} ({_numbers(new)}); now "
+                       f"{_count(len(regrouped.view.members), 'rank')}")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _numbers(members: object) -> str:
+    assert isinstance(members, (list, tuple))
+    return "number " + ", ".join(map(str, members))

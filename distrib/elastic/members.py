@@ -1,0 +1,508 @@
+"""How members hear each other: one connection between every two, beats over it, and reports when a view is over.
+
+A thread of each member reads and writes all its connections, so that beats go on while the member computes. What it
+hears goes into a `Knowledge`; what follows from that is decided by the thread of training, in `regroup`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import json
+import secrets
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch._C._distributed_c10d import Store
+
+from distrib.elastic.membership import (
+    NOTHING_YET,
+    Decision,
+    Knowledge,
+    Position,
+    Report,
+    Verdict,
+    View,
+    most_advanced,
+    next_view,
+)
+from distrib.errors import WorldError
+
+_MOST_BYTES = 1 << 20
+_CONNECT_S = 5.0
+_BEATS = 5
+"""In the time after which a silent member counts as lost."""
+
+Claim = Callable[[int, bool], tuple[int, bool]]
+"""(epoch, whether the last leader can not be going on) -> (the lease's newest token, whether this member took it, as
+the epoch). Waits for a sign of a leader that may be going on."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a member is."""
+
+    host: str
+    address: str
+    port: int
+    """Of its listening socket."""
+
+
+@dataclass(frozen=True)
+class Regrouped:
+    """A new view, the same for all its members."""
+
+    view: View
+    places: Mapping[int, Place]
+    positions: Mapping[int, Position]
+    source: int
+    """The member whose state all take."""
+    lost: tuple[int, ...]
+    """Who was in the view before, and is not in this one."""
+    store: tuple[str, int]
+    """Address and port of the leader's store for this view."""
+
+    @property
+    def is_level(self) -> bool:
+        """Whether all members have the same state already."""
+        return len(set(self.positions.values())) == 1
+
+
+@dataclass
+class _Peer:
+    """One connection."""
+
+    socket: socket.socket
+    member: int | None = None
+    """None: it has not said who it is, or one of the two is to join."""
+    place: Place | None = None
+    """Where the other listens, if that is known."""
+    is_joining: bool = False
+    received: bytes = b""
+    unsent: bytes = b""
+    heard_at: float = field(default_factory=time.monotonic)
+    finished: bool = False
+
+
+class Members:
+    """One member's link to all others. A context manager: leaving it closes the connections.
+
+    ``alarm`` is set when the view is over and training must stop at the next step boundary.
+    """
+
+    def __init__(self, host: str, address: str, silence_s: float, start_s: float) -> None:
+        self.alarm = threading.Event()
+        self._silence_s, self._beat_s, self._patience_s = silence_s, silence_s / _BEATS, max(start_s, silence_s)
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._listener = socket.create_server((address, 0), family=family, backlog=1024)
+        self._listener.setblocking(False)
+        self.place = Place(host, address, self._listener.getsockname()[1])
+        self._secret = ""
+        self._known = Knowledge(-1, View(0, (-1,), 0))
+        self._places: dict[int, Place] = {}
+        self._peers: list[_Peer] = []
+        self._next: dict[str, Any] | None = None
+        self._told: Report | None = None
+        self._store: Any = None
+        self._changed = threading.Condition()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._waker, self._wake = socket.socketpair()
+        self._waker.setblocking(False)
+        self._selector.register(self._waker, selectors.EVENT_READ)
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="members", daemon=True)
+
+    # What the thread of training calls.
+
+    def meet(self, me: int, size: int, epoch: int, store: Store) -> None:
+        """Get to know the other members of a run's first view. Collective. Raises RuntimeError if one does not come."""
+        if me == 0:
+            store.set("members/secret", secrets.token_hex(16))
+        store.set(f"members/{me}", json.dumps(vars(self.place)))
+        self._secret = store.get("members/secret").decode()
+        self._places = {other: Place(**json.loads(store.get(f"members/{other}"))) for other in range(size)}
+        self._known = Knowledge(me, View(epoch, tuple(range(size)), size))
+        for other in range(me):
+            self._connect(other, self._places[other])
+        self._thread.start()
+        store.set(f"members/ready/{me}", "")
+        deadline = time.monotonic() + self._patience_s
+        with self._changed:
+            while not self._changed.wait_for(lambda: self._is_complete() or self.alarm.is_set(), 1.0):
+                if time.monotonic() > deadline:
+                    raise RuntimeError("not all members could be reached")
+
+    def join(self, places: Mapping[int, Place], secret: str) -> None:
+        """Ask the members of a run to be taken in; `regroup` then waits for that. Raises WorldError."""
+        self._secret = secret
+        for place in places.values():
+            with contextlib.suppress(OSError):
+                self._open(place, None)
+        if not self._peers:
+            raise WorldError("none of the run's members can be reached", "this rank did not join",
+                             "check that the run is still training, and that its hosts can be reached")
+        self._known = Knowledge(-1, View(-1, (-1,), 0), agreeing=True, position=NOTHING_YET)
+        self._thread.start()
+
+    def expect_beats(self) -> None:
+        """From now on a member counts as lost after ``silence_s``, not only after ``start_s``: who still loads
+        libraries may be silent for long."""
+        self._patience_s = self._silence_s
+
+    @property
+    def me(self) -> int:
+        return self._known.me
+
+    @property
+    def secret(self) -> str:
+        """What joining members must know."""
+        return self._secret
+
+    @property
+    def places(self) -> Mapping[int, Place]:
+        return self._places
+
+    @property
+    def someone_waits(self) -> bool:
+        """Whether somebody asks to join: the leader then ends the view at the next step boundary."""
+        return any(peer.is_joining for peer in self._peers)
+
+    def check(self) -> None:
+        """Raise ViewEndedError if the view is over."""
+        if self.alarm.is_set():
+            raise ViewEndedError("the membership changed", "the step is done again by those that are left")
+
+    def regroup(self, position: Position, claim: Claim, limit_s: float) -> Regrouped:
+        """Agree with the others on the next view, and enter it. ``position`` is where this member stands.
+
+        A member that stays away for ``limit_s`` counts as lost. Raises WorldError if this member may not go on, or if
+        the run ends by another's ``fault``.
+        """
+        deadline = time.monotonic() + limit_s
+        with self._changed:
+            self._known = self._known.stand(position)
+            self._tell()
+        while True:
+            with self._changed:
+                self._changed.wait_for(self._is_due, 0.05)
+                if self._next is not None:
+                    return self._enter(self._next)
+                self._refuse()
+                decision = self._known.decide() if self.me >= 0 else Decision(Verdict.WAIT)
+                if time.monotonic() > deadline:
+                    self._give_up_waiting()
+                    deadline = time.monotonic() + limit_s
+            if decision.verdict in (Verdict.LEAD, Verdict.LEASE):
+                self._lead(decision, claim)
+            elif decision.verdict is Verdict.END:
+                raise _cut_off(self._known)
+
+    def tell_fault(self, fault: str) -> None:
+        """Have all others end with this error."""
+        with self._changed:
+            self._known = replace(self._known, agreeing=True, fault=fault)
+            self._tell()
+        deadline = time.monotonic() + 1.0
+        while any(peer.unsent for peer in self._peers) and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def finish(self) -> None:
+        """The run is over: wait until all others say so too, that nobody takes the first to go for lost."""
+        with self._changed:
+            for peer in self._peers:
+                self._send(peer, {"finished": True})
+            self._poke()
+            self._changed.wait_for(lambda: all(peer.finished for peer in self._peers if peer.member is not None),
+                                   self._silence_s)
+
+    def close(self) -> None:
+        """Leave."""
+        self._closing = True
+        self._poke()
+        if self._thread.is_alive():
+            self._thread.join(self._silence_s)
+        for peer in self._peers:
+            peer.socket.close()
+        for other in (self._listener, self._waker, self._wake):
+            other.close()
+        self._store = None
+
+    def __enter__(self) -> Members:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _is_due(self) -> bool:
+        return self._next is not None or self._known.expelled or self._known.decide().verdict is not Verdict.WAIT \
+            if self.me >= 0 else self._next is not None
+
+    def _is_complete(self) -> bool:
+        return {peer.member for peer in self._peers} >= set(self._known.view.members) - {self.me}
+
+    def _refuse(self) -> None:
+        if self._known.expelled:
+            raise _cut_off(self._known)
+        for report in self._known.reports.values():
+            if report.fault:
+                raise WorldError(report.fault, "all ranks were ended")
+        if self.me < 0 and not self._peers:
+            raise WorldError("the run ended before this rank could join", "this rank did not join")
+
+    def _give_up_waiting(self) -> None:
+        """Those that have not reached a step boundary in all the time hang in something."""
+        for member in self._known.view.members:
+            report = self._known.reports.get(member)
+            if member != self.me and (report is None or report.position is None):
+                self._known = self._known.lose(member, dead=False)
+        self._tell()
+
+    def _lead(self, decision: Decision, claim: Claim) -> None:
+        known = self._known
+        epoch = known.view.epoch + 1
+        is_over = decision.verdict is Verdict.LEAD or known.view.leader in known.dead
+        token, is_ours = claim(epoch, is_over)
+        if not is_ours:  # by somebody who was lost before the others entered, or who goes on without this member
+            with self._changed:
+                if self._known is known and self._next is None:
+                    self._known = known.pass_over(token)
+                    self._tell()
+            return
+        # The store closes when the view ends: whoever waits for it then wakes.
+        from torch._C._distributed_c10d import TCPStore
+
+        self._store = TCPStore(self.place.address, 0, None, is_master=True, wait_for_workers=False)
+        with self._changed:
+            if self._known.decide() != decision:  # somebody was lost meanwhile; the lease is kept for the next try
+                self._known = self._known.pass_over(epoch)
+                self._tell()
+                return
+            joining = [peer for peer in self._peers if peer.is_joining]
+            view = next_view(known.view, decision.live, len(joining))
+            new = dict(zip(range(known.view.next_member, view.next_member), joining, strict=True))
+            reports = {**known.reports, known.me: known.report}
+            positions = {member: reports[member].position or NOTHING_YET for member in decision.live}
+            places = {member: self._places[member] for member in decision.live}
+            for member, peer in new.items():
+                assert peer.place is not None
+                places[member], positions[member] = peer.place, NOTHING_YET
+            message = {
+                "before": known.view.epoch, "view": vars(view),
+                "places": {member: vars(place) for member, place in places.items()},
+                "positions": positions, "source": most_advanced(positions),
+                "lost": [member for member in known.view.members if member not in decision.live],
+                "store": [self.place.address, self._store.port],
+            }
+            for peer in self._peers:
+                number = next((member for member, other in new.items() if other is peer), peer.member)
+                if number in view.members:
+                    self._send(peer, {"next": message, "you": number})
+            self._next = {"next": message, "you": known.me}
+        self._poke()
+
+    def _enter(self, word: Mapping[str, Any]) -> Regrouped:
+        message = word["next"]
+        view = _view(message["view"])
+        self._next = self._told = None
+        self._places = {int(member): Place(**place) for member, place in message["places"].items()}
+        if self.me < 0:
+            self._known = Knowledge(int(word["you"]), View(view.epoch - 1, view.members, view.next_member))
+        self._known = self._known.enter(view)
+        for peer in self._peers:  # who joined has a number now
+            if peer.member is None and peer.place in self._places.values():
+                peer.member, peer.is_joining = _number_of(peer.place, self._places), False
+        for member in view.members:  # those that joined together do not know each other yet
+            if member < self.me and all(peer.member != member for peer in self._peers):
+                with contextlib.suppress(OSError):
+                    self._connect(member, self._places[member])
+        self._sync_alarm()
+        self._poke()
+        return Regrouped(view, self._places,
+                         {int(member): Position(*position) for member, position in message["positions"].items()},
+                         int(message["source"]), tuple(message["lost"]), tuple(message["store"]))
+
+    # What the members thread does; under `_changed` where it touches what both know.
+
+    def _run(self) -> None:
+        beat_at = 0.0
+        while not self._closing:
+            for key, events in self._selector.select(self._beat_s / 4):
+                if key.fileobj is self._listener:
+                    self._accept()
+                elif key.fileobj is self._waker:
+                    with contextlib.suppress(BlockingIOError):
+                        self._waker.recv(4096)
+                else:
+                    self._serve(key.data, events)
+            now = time.monotonic()
+            with self._changed:
+                if now >= beat_at:
+                    beat_at = now + self._beat_s
+                    for peer in self._peers:
+                        self._send(peer, {})
+                for peer in self._peers:
+                    if peer.member is not None and now - peer.heard_at > self._patience_s:
+                        self._learn(self._known.lose(peer.member, dead=False))
+                    mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if peer.unsent else 0)
+                    if self._selector.get_key(peer.socket).events != mask:
+                        self._selector.modify(peer.socket, mask, peer)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            connection, _ = self._listener.accept()
+            with self._changed:
+                self._add(_Peer(connection))
+
+    def _add(self, peer: _Peer) -> None:
+        peer.socket.setblocking(False)
+        peer.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._peers.append(peer)
+        self._selector.register(peer.socket, selectors.EVENT_READ, peer)
+
+    def _connect(self, member: int, place: Place) -> None:
+        self._open(place, member)
+
+    def _open(self, place: Place, member: int | None) -> None:
+        connection = socket.create_connection((place.address, place.port), _CONNECT_S)
+        peer = _Peer(connection, member, place)
+        hello = {"secret": self._secret, "member": self.me, "place": vars(self.place)}
+        with self._changed:
+            self._add(peer)
+            self._send(peer, hello)
+
+    def _serve(self, peer: _Peer, events: int) -> None:
+        with self._changed:
+            try:
+                if events & selectors.EVENT_WRITE:
+                    self._flush(peer)
+                content = peer.socket.recv(1 << 16) if events & selectors.EVENT_READ else None
+            except BlockingIOError:
+                return
+            except OSError:
+                content = b""
+            if content is None:
+                return
+            if not content:
+                self._gone(peer)
+                return
+            peer.heard_at = time.monotonic()
+            *lines, peer.received = (peer.received + content).split(b"\n")
+            try:
+                if len(peer.received) > _MOST_BYTES:
+                    raise ValueError("too long")
+                for line in lines:
+                    self._hear(peer, json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError):  # not one of ours
+                self._gone(peer)
+
+    def _hear(self, peer: _Peer, word: Mapping[str, Any]) -> None:
+        if "secret" in word:
+            if not hmac.compare_digest(str(word["secret"]), self._secret):
+                raise ValueError("wrong secret")
+            peer.place = Place(**word["place"])
+            peer.is_joining = word["member"] < 0
+            if not peer.is_joining:
+                peer.member = int(word["member"])
+            self._changed.notify_all()
+        elif "next" in word:
+            if self.me < 0 or self._known.may_enter(int(word["next"]["before"])):
+                self._next = dict(word)
+                self._changed.notify_all()
+            else:
+                self._answer(peer)
+        elif "finished" in word:
+            peer.finished = True
+            self._changed.notify_all()
+        elif "report" in word and peer.member is not None:
+            told = word["report"]
+            position = Position(*told["position"]) if told["position"] is not None else None
+            report = Report(_view(told["view"]), frozenset(told["hears"]), frozenset(told["dead"]), position,
+                            str(told["fault"]))
+            self._answer(peer)
+            self._learn(self._known.hear(peer.member, report))
+
+    def _answer(self, peer: _Peer) -> None:
+        """Let one that is not in this view any more know."""
+        if peer.member is not None and self.me >= 0 and peer.member not in self._known.view.members:
+            self._send(peer, _message(self._known.report))
+
+    def _gone(self, peer: _Peer) -> None:
+        self._selector.unregister(peer.socket)
+        peer.socket.close()
+        self._peers.remove(peer)
+        if peer.member is not None and not peer.finished:
+            self._learn(self._known.lose(peer.member, dead=True))
+        self._changed.notify_all()
+
+    def _learn(self, known: Knowledge) -> None:
+        if known is self._known:
+            return
+        self._known = known
+        self._sync_alarm()
+        if known.agreeing:
+            self._tell()
+        self._changed.notify_all()
+
+    def _sync_alarm(self) -> None:
+        if self._known.agreeing:
+            self.alarm.set()
+            self._store = None  # wakes whoever waits for it
+        else:
+            self.alarm.clear()
+
+    def _tell(self) -> None:
+        """Send this member's report to all that it hears, if there is something new in it."""
+        self._sync_alarm()
+        report = self._known.report
+        if report == self._told or self.me < 0:
+            return
+        self._told = report
+        for peer in self._peers:
+            if peer.member in report.hears:
+                self._send(peer, _message(report))
+        self._poke()
+
+    def _send(self, peer: _Peer, message: Mapping[str, Any]) -> None:
+        peer.unsent += json.dumps(message).encode() + b"\n"
+        with contextlib.suppress(OSError):
+            self._flush(peer)
+
+    def _flush(self, peer: _Peer) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while peer.unsent:
+                peer.unsent = peer.unsent[peer.socket.send(peer.unsent):]
+
+    def _poke(self) -> None:
+        with contextlib.suppress(OSError):
+            self._wake.send(b".")
+
+
+class ViewEndedError(WorldError):
+    """The membership changed in the middle of something collective."""
+
+
+def _number_of(place: Place | None, places: Mapping[int, Place]) -> int:
+    return next(member for member, other in places.items() if other == place)
+
+
+def _message(report: Report) -> dict[str, Any]:
+    return {"report": {"view": vars(report.view), "hears": sorted(report.hears), "dead": sorted(report.dead),
+                       "position": report.position, "fault": report.fault}}
+
+
+def _view(fields: Mapping[str, Any]) -> View:
+    return View(int(fields["epoch"]), tuple(int(member) for member in fields["members"]), int(fields["next_member"]))
+
+
+def _cut_off(known: Knowledge) -> WorldError:
+    heard = len(known.view.members) - len(known.lost)
+    return WorldError(f"this rank hears {heard} of {len(known.view.members)} ranks, itself included, and those it does "
+                      "not hear may go on", "it was ended so that no two models are trained from one run",
+                      "look at the network between the hosts; start again to go on from the newest checkpoint")
+

@@ -1,0 +1,49 @@
+"""Whatever befalls an elastic run, it finishes, with the model of an undisturbed run; see `tests.rig.faults`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distrib.comm.table import backend_module
+from tests.conftest import EXPERIMENT
+from tests.rig.faults import FAULTS, Fault, run_fault
+
+OVERRIDES = ("train.steps=120", "evaluate.every_epochs=5")
+QUICK = {"rank 0 is killed", "rank 0 is killed during a regroup", "a rank is stopped", "a rank is added"}
+"""With oneccl; the others with `make soak`."""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """(an experiment, the digest of its model)."""
+    folder = tmp_path_factory.mktemp("faults")
+    experiment = folder / "experiment.yaml"
+    experiment.write_text(EXPERIMENT.format(dataset=dataset))
+    words = [word for setting in OVERRIDES for word in ("--set", setting)]
+    subprocess.run([sys.executable, "-m", "distrib", "train", experiment, *words, "--run", folder / "whole"],
+                   check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return experiment, json.loads((folder / "whole" / "result.json").read_text())["weights_sha256"]
+
+
+@pytest.mark.parametrize(("fault", "backend"), [
+    pytest.param(fault, backend, id=f"{fault.name}-{backend}",
+                 marks=pytest.mark.soak if backend == "oneccl" and fault.name not in QUICK else ())
+    for backend in ("gloo", "oneccl") for fault in FAULTS])
+def test_the_model_is_that_of_an_undisturbed_run(undisturbed: tuple[Path, str], tmp_path: Path, fault: Fault,
+                                                 backend: str) -> None:
+    lack = backend_module(backend).missing()
+    if lack is not None:
+        assert os.environ.get("CI") != "true", lack
+        pytest.skip(lack)
+    experiment, digest = undisturbed
+    outcome = run_fault(fault, experiment, tmp_path / "run", backend, OVERRIDES)
+    assert outcome.finished, outcome.errors
+    assert outcome.weights_sha256 == digest, outcome.errors
+    assert not any(outcome.codes), outcome.errors
+    assert (outcome.repeated, outcome.missing) == (0, 0)

@@ -1,0 +1,218 @@
+"""Faults that befall an elastic run, as data: who does what to which ranks, and what must become of the run.
+
+`run_fault` trains with real processes, does the fault in the middle, and tells what happened. The tests and
+benchmarks/faults.py share it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from launch.local import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT_S = 120.0
+SILENCE_S = 2.0
+"""comm.silence_s of the runs here."""
+AT_STEP = 30
+
+
+class World:
+    """The ranks of one elastic run on this machine. A context manager: leaving it ends them all."""
+
+    def __init__(self, run: Path, size: int, arguments: Sequence[str | Path], *, program: Sequence[str] = (),
+                 elastic: bool = True) -> None:
+        self.run, self.size, self.arguments = run, size, arguments
+        self._program = list(program) or [sys.executable, "-m", "distrib"]
+        self._elastic, self._port = elastic, free_port()
+        self.ranks: list[subprocess.Popen[str]] = []
+
+    def __enter__(self) -> World:
+        for rank in range(self.size):
+            self.start({"RANK": str(rank), "WORLD_SIZE": str(self.size), "LOCAL_RANK": str(rank),
+                        "LOCAL_WORLD_SIZE": str(self.size), "MASTER_ADDR": "127.0.0.1",
+                        "MASTER_PORT": str(self._port), "LAUNCH_ELASTIC": str(int(self._elastic))})
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.ranks:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            process.communicate()
+
+    def start(self, environment: Mapping[str, str], *words: str) -> None:
+        argv = [*self._program, "train", *map(str, self.arguments), "--run", str(self.run), "--json", *words]
+        number = len(self.ranks)
+        err = self.run.with_name(f"{self.run.name}.{number}.err").open("w")
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
+        self.ranks.append(subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=err, text=True, env=env,
+                                           start_new_session=True))
+        err.close()
+
+    def join(self) -> None:
+        """Start one rank more."""
+        self.start({}, "--join")
+
+    def signal(self, number: int, *ranks: int) -> None:
+        for rank in ranks:
+            os.kill(self.ranks[rank].pid, number)
+
+    def records(self) -> list[dict[str, Any]]:
+        """The step records of metrics.jsonl."""
+        try:
+            lines = (self.run / "metrics.jsonl").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        found = []
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                record = json.loads(line)
+                if record.get("event") == "step":
+                    found.append(record)
+        return found
+
+    def until_step(self, step: int) -> None:
+        self.until(lambda: bool(self.records()) and self.records()[-1]["step"] >= step)
+
+    def until(self, holds: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + LIMIT_S
+        while not holds():
+            assert time.monotonic() < deadline, self.errors()
+            assert any(process.poll() is None for process in self.ranks), self.errors()
+            time.sleep(0.005)
+
+    def wait(self, *, without: Sequence[int] = ()) -> list[int]:
+        """Exit codes of all ranks but those in ``without``, which may hang."""
+        deadline = time.monotonic() + LIMIT_S
+        return [process.wait(deadline - time.monotonic()) for rank, process in enumerate(self.ranks)
+                if rank not in without]
+
+    def errors(self) -> str:
+        files = sorted(self.run.parent.glob(f"{self.run.name}.*.err"))
+        return "\n".join(f"{path.name}: {path.read_text()[-1500:]}" for path in files)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """``act`` does it, when the run is at `AT_STEP`; ``lost`` ranks may end as they like, or hang."""
+
+    name: str
+    act: Callable[[World], None]
+    size: int = 3
+    lost: tuple[int, ...] = ()
+    overrides: tuple[str, ...] = ()
+    silent: bool = False
+    """Whether it is seen only by its silence."""
+    program: tuple[str, ...] = ()
+
+
+@dataclass
+class Outcome:
+    """What became of a run that met a fault."""
+
+    finished: bool
+    weights_sha256: str
+    codes: list[int]
+    seconds: float
+    """From the fault to the next committed step that no rank was lost from."""
+    step_s: float
+    """Median length of a step before."""
+    repeated: int
+    missing: int
+    """Samples, by the ledger."""
+    errors: str = field(repr=False, default="")
+
+
+def kill(*ranks: int) -> Callable[[World], None]:
+    return lambda world: world.signal(signal.SIGKILL, *ranks)
+
+
+def stop(*ranks: int) -> Callable[[World], None]:
+    return lambda world: world.signal(signal.SIGSTOP, *ranks)
+
+
+def kill_one_and_then(first: int, second: int) -> Callable[[World], None]:
+    """The second dies while the others regroup without the first."""
+    def act(world: World) -> None:
+        world.signal(signal.SIGKILL, first)
+        time.sleep(0.04)
+        world.signal(signal.SIGKILL, second)
+    return act
+
+
+def kill_in_a_checkpoint(world: World) -> None:
+    world.until(lambda: any((world.run / "checkpoints").glob(".*.partial")))
+    world.signal(signal.SIGKILL, 0)
+
+
+def add(world: World) -> None:
+    world.join()
+
+
+def flip(*ranks: int) -> Callable[[World], None]:
+    return lambda world: world.signal(signal.SIGUSR2, *ranks)
+
+
+FLIP = (sys.executable, "-m", "tests.rig.flip")
+
+FAULTS = [
+    Fault("a rank is killed", kill(1), lost=(1,)),
+    Fault("rank 0 is killed", kill(0), lost=(0,)),
+    Fault("two of four at once", kill(0, 2), size=4, lost=(0, 2)),
+    Fault("all but one at once", kill(0, 1), lost=(0, 1)),
+    Fault("a rank is killed during a regroup", kill_one_and_then(2, 1), size=4, lost=(2, 1)),
+    Fault("rank 0 is killed during a regroup", kill_one_and_then(2, 0), size=4, lost=(2, 0)),
+    Fault("rank 0 is killed in a checkpoint", kill_in_a_checkpoint, lost=(0,), overrides=("checkpoint.every_steps=5",)),
+    Fault("a rank is stopped", stop(1), lost=(1,), silent=True),
+    Fault("rank 0 is stopped", stop(0), lost=(0,), silent=True),
+    Fault("a rank is added", add),
+    Fault("a bit flips in one of three", flip(2), program=FLIP, overrides=("guard.every_steps=10",)),
+    Fault("a bit flips in one of two", flip(0), size=2, program=FLIP, overrides=("guard.every_steps=10",)),
+]
+
+
+def run_fault(fault: Fault, experiment: Path, run: Path, backend: str = "gloo",
+              overrides: Sequence[str] = ()) -> Outcome:
+    """Train with ``fault`` in the middle."""
+    settings = [f"comm.backend={backend}", f"comm.silence_s={SILENCE_S}", "train.ledger=true", *overrides,
+                *fault.overrides]
+    arguments: list[str | Path] = [experiment, *(word for setting in settings for word in ("--set", setting))]
+    with World(run, fault.size, arguments, program=fault.program) as world:
+        world.until_step(AT_STEP)
+        fault.act(world)
+        at = time.time()
+        codes = world.wait(without=fault.lost)
+        records, errors = world.records(), world.errors()
+    result = json.loads((run / "result.json").read_text()) if (run / "result.json").exists() else {}
+    times = [record["time"] for record in records]
+    before = sorted(record["step_s"] for record in records if record["time"] <= at)
+    after = [at, *(moment for moment in times if moment > at)][:6]
+    repeated, missing = _ledger(run, result.get("step", 0))
+    return Outcome(bool(result.get("finished")), result.get("weights_sha256", ""), codes,
+                   max((b - a for a, b in pairwise(after)), default=float("inf")),
+                   before[len(before) // 2] if before else 0.0, repeated, missing, errors)
+
+
+def _ledger(run: Path, steps: int) -> tuple[int, int]:
+    """(lanes of steps that are there more than once, that are missing)."""
+    seen: Counter[tuple[int, int]] = Counter()
+    for path in (run / "ledger").glob("rank-*.jsonl"):
+        for line in path.read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                record = json.loads(line)
+                seen[record["step"], record["lane"]] += 1
+    lanes = 1 + max((lane for _, lane in seen), default=0)
+    return (sum(count - 1 for count in seen.values()),
+            sum((step, lane) not in seen for step in range(1, steps + 1) for lane in range(lanes)))
