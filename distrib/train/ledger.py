@@ -21,10 +21,10 @@ _STOPPED = "training stopped, since a proof with gaps is none; its checkpoints a
 class Ledger:
     """One JSON line a step and lane, in one file a rank. A context manager; entering it is collective.
 
-    Raises StorageError, unlike the metrics' file: a proof with gaps is none.
-
     ``committed`` are the samples of (step, lane) of the last steps up to ``first_step``: what a lost rank gave to their
     sums, and did not live to write down, is written for it.
+
+    Raises StorageError, unlike the metrics' file: a proof with gaps is none.
     """
 
     def __init__(self, run: RunDir, keys: Sequence[str], group: Group, first_step: int,

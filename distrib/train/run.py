@@ -110,7 +110,7 @@ def _train_elastically(rank: _Rank, link: Link, *, join: bool) -> dict[str, Any]
 
 
 def _import_ahead() -> None:
-    for module in ("torch.utils.tensorboard", "distrib.metrics"):
+    for module in ("tensorboard.compat.proto.event_pb2", "tensorboard.summary.writer.record_writer", "distrib.metrics"):
         importlib.import_module(module)
 
 
