@@ -17,14 +17,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from distrib.documents import validate
 from distrib.errors import WorldError
 from launch.cluster import Cluster
+from launch.inbox import REPEAT_S, STOPS, say, signal_inbox
 from launch.job import JobFolder
 from launch.output import Output
 from launch.plan import Plan, build_plan, wrapped
@@ -34,11 +34,8 @@ from launch.topology import read_topology
 
 SETTLE_S = 3.0
 """After one rank failed, the others have so long to fail by themselves, with their own messages."""
-REPEAT_S = 0.1
-"""A signal that comes again within this time is the same one, through a terminal and through a wrapper."""
 UNKILLABLE_S = 10.0
 """Wait so long for killed processes; one that hangs in the kernel, as on a dead file server, may never go."""
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -91,11 +88,6 @@ def free_port() -> int:
             probe.bind(("127.0.0.1", port))
             return int(probe.getsockname()[1])
     raise WorldError("no TCP port of 127.0.0.1 is free", "nothing was started", "end some other programs")
-
-
-def say(text: str) -> None:
-    """One line on stderr, under the launcher's name."""
-    print(f"launch: {text}", file=sys.stderr, flush=True)
 
 
 class _Watch:
@@ -250,29 +242,6 @@ class _Watch:
             self._output.keep()
         for line in lines:
             print(line, file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def signal_inbox(stops: Sequence[signal.Signals] = STOPS) -> Iterator[int]:
-    """A file descriptor from which the numbers of arriving signals are read, a byte each."""
-    def ignore(number: int, frame: FrameType | None) -> None:
-        """Only wakes the selector."""
-
-    read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    before = {}
-    wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    for number in (*stops, signal.SIGCHLD):
-        # What the shell has us ignore (nohup, a job in the background) stays ignored.
-        if number == signal.SIGCHLD or signal.getsignal(number) != signal.SIG_IGN:
-            before[number] = signal.signal(number, ignore)
-    try:
-        yield read
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(wakeup)
-        os.close(read)
-        os.close(write)
 
 
 @contextlib.contextmanager

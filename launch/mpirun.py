@@ -20,9 +20,10 @@ from distrib.documents import validate
 from distrib.errors import MissingPartError, WorldError
 from launch.cluster import Cluster
 from launch.environment import travelling
+from launch.inbox import say
 from launch.job import JobFolder, Start
 from launch.jobs import create_job
-from launch.local import Options, say
+from launch.local import Options
 from launch.plan import Plan
 from launch.reach import check_hosts
 from launch.remote import Starter, meeting_port, run_attempt, supervisor_argv

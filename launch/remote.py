@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from distrib.errors import DistribError, WorldError
+from launch.inbox import REPEAT_S, say, signal_inbox
+from launch.inbox import STOPS as LOCAL_STOPS
 from launch.job import JobFolder, RankReport, Start, read_tail
-from launch.local import REPEAT_S, SETTLE_S, UNKILLABLE_S, guard_process, say, signal_inbox, tell_guard
-from launch.local import STOPS as LOCAL_STOPS
+from launch.local import SETTLE_S, UNKILLABLE_S, guard_process, tell_guard
 from launch.output import TAIL_LINES
 from launch.processes import end_adopted, exit_code, signal_group
 from launch.report import Ending, first_failure, signal_name, tell_failure, tell_stop

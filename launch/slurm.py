@@ -22,9 +22,10 @@ from pathlib import Path
 from distrib.documents import validate
 from distrib.errors import WorldError, printable, storage_errors
 from launch.cluster import Cluster
+from launch.inbox import say, signal_inbox
 from launch.job import Job, JobFolder, Start
 from launch.jobs import create_job
-from launch.local import Options, say, signal_inbox
+from launch.local import Options
 from launch.plan import Plan
 from launch.remote import STOPS, Starter, meeting_port, run_attempt, supervisor_argv
 from launch.sbatch import ask, resources
