@@ -110,7 +110,7 @@ def train(
     settled = settle(experiment, override or [], run, world)
     from distrib.train.run import run_train  # takes seconds to import
 
-    result = run_train(settled, world, tell, join=join)
+    result = run_train(settled, world, tell, join=join or world.join)
     if result.pop("leads"):
         answer(result, as_json)
         how = "finished" if result["finished"] else "stopped, to go on later,"

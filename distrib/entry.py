@@ -74,10 +74,14 @@ def run_app(app: typer.Typer, name: str, arguments: Sequence[str] | None = None)
 
 
 def report(error: DistribError) -> None:
-    """Show an error, and leave it where a launcher that watches several ranks looks for it (torchrun's format)."""
+    """Show an error, and leave it where a launcher that watches several ranks looks for it.
+
+    The format is torchrun's, with the error's class besides.
+    """
     tell(f"error: {error.one_line()}")
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        record = {"message": error.one_line(), "timestamp": str(int(time.time()))}
+        kind = next(base.__name__ for base in type(error).__mro__ if base.__module__ == DistribError.__module__)
+        record = {"message": error.one_line(), "timestamp": str(int(time.time())), "kind": kind}
         with contextlib.suppress(OSError):  # the message has been shown; this copy is a courtesy
             Path(path).write_text(json.dumps(record))
 

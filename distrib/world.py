@@ -43,6 +43,8 @@ class World:
     """Hardware threads that `launch` set aside for threads that communicate."""
     elastic: bool = False
     """Whether the launcher lets the others live when a rank is lost, so that they can go on."""
+    join: bool = False
+    """Whether this process stands in for a rank that an elastic run lost: it is to join that run, as no rank yet."""
 
     @property
     def is_first(self) -> bool:
@@ -73,6 +75,8 @@ def read_world(environment: Mapping[str, str] = os.environ) -> World:
         rank, size = _number(environment, rank_name), _number(environment, size_name)
         if rank_name == "SLURM_PROCID" and "SLURM_STEP_NODELIST" not in environment:
             continue  # inside sbatch's own script, not under srun
+        if environment.get("LAUNCH_JOIN") == "1":
+            return World(host=host, launcher=launcher, comm_cpus=_cpus(environment), elastic=True, join=True)
         if not 0 <= rank < size:
             raise WorldError(f"{rank_name}={rank} is no rank of {size_name}={size}", "nothing was started",
                              "start it with `launch run`, torchrun, mpirun or srun")

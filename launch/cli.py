@@ -26,6 +26,8 @@ Command = Annotated[list[str], typer.Argument(metavar="-- COMMAND ...", help="Pr
 Nodes = Annotated[int | None, typer.Option(min=1, help="Number of machines; the local launcher has one.")]
 Ranks = Annotated[int | None, typer.Option(min=1, help="Number of ranks in all, instead of ranks_per_node.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the file.")]
+Elastic = Annotated[bool | None, typer.Option(
+    "--elastic/--no-elastic", help="Whether the others go on when a rank is lost. [default: the file's `elastic`]")]
 Logs = Annotated[Path | None, typer.Option(
     metavar="DIR", help="Keep the output of ranks 1 and up here. [default: a temporary folder, kept on failure]")]
 AllOutput = Annotated[bool, typer.Option(
@@ -58,6 +60,7 @@ def run(
     nodes: Nodes = None,
     ranks: Ranks = None,
     override: Set = None,
+    elastic: Elastic = None,
     logs: Logs = None,
     all_output: AllOutput = False,
     job: Job = None,
@@ -69,7 +72,7 @@ def run(
     """
     from launch.local import Options
 
-    plan = _plan(cluster, command, nodes, ranks, override)
+    plan = _plan(cluster, command, nodes, ranks, override, elastic)
     code: int = _launcher(plan.cluster.launcher).run_plan(plan, Options(logs, all_output, job))
     return code
 
@@ -81,10 +84,11 @@ def plan(
     nodes: Nodes = None,
     ranks: Ranks = None,
     override: Set = None,
+    elastic: Elastic = None,
     as_json: AsJson = False,
 ) -> int:
     """Show what `launch run` would start, where and with which environment; start nothing."""
-    made = _plan(cluster, command, nodes, ranks, override)
+    made = _plan(cluster, command, nodes, ranks, override, elastic)
     if made.cluster.launcher != "local":
         made = replace(made, commands=_launcher(made.cluster.launcher).plan_commands(made))
     if made.cluster.launcher == "slurm":
@@ -109,6 +113,7 @@ def submit(
     nodes: Nodes = None,
     ranks: Ranks = None,
     override: Set = None,
+    elastic: Elastic = None,
     job: Job = None,
     array: Array = None,
     after: After = None,
@@ -117,7 +122,7 @@ def submit(
     """Hand COMMAND to Slurm, or run it in the background by mpirun or on this machine; prints the job's folder."""
     from launch.jobs import submit_plan
 
-    return submit_plan(_plan(cluster, command, nodes, ranks, override), job, as_json, array, after or ())
+    return submit_plan(_plan(cluster, command, nodes, ranks, override, elastic), job, as_json, array, after or ())
 
 
 @app.command()
@@ -175,11 +180,12 @@ def batch(job: JobFolder) -> int:
 
 
 def _plan(cluster: Path, command: Sequence[str], nodes: int | None, ranks: int | None,
-          overrides: Sequence[str] | None) -> Plan:
+          overrides: Sequence[str] | None, elastic: bool | None) -> Plan:
     from launch.cluster import load_cluster
     from launch.plan import build_plan, build_remote_plan
 
-    wishes = load_cluster(cluster, overrides or ())
+    own = () if elastic is None else (f"elastic={str(elastic).lower()}",)
+    wishes = load_cluster(cluster, (*(overrides or ()), *own))
     if wishes.launcher != "local":
         return build_remote_plan(wishes, command, num_nodes=nodes, num_ranks=ranks)
     import socket

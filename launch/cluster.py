@@ -19,7 +19,8 @@ which give exit codes, and those for other hosts ``plan_commands(plan)``."""
 
 OWN_NAMES = frozenset({
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_NAME", "ROLE_RANK",
-    "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_ERROR_FILE",
+    "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_ERROR_FILE", "TORCHELASTIC_RESTART_COUNT",
+    "LAUNCH_ELASTIC", "LAUNCH_JOIN",
 })
 """Environment names that say which rank a process is; only the launcher sets them."""
 
@@ -188,6 +189,12 @@ class Cluster(Section):
     """Seconds between SIGTERM and SIGKILL for the other ranks, when one has failed."""
     stop_grace_s: Annotated[float, Field(ge=0, le=86400)] = 60.0
     """Seconds that ranks have to save and end after Ctrl-C or SIGTERM, before SIGKILL."""
+    elastic: bool = False
+    """Whether the others go on when a rank is lost. For commands that can, as `distrib train` does."""
+    restarts: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Times in a row that a job is started again that was killed or lost a host; not one that had bad input."""
+    restart_wait_s: Annotated[float, Field(ge=0, le=3600)] = 5.0
+    """Seconds before the first restart; twice as long before each further one, up to 300."""
     mpirun: Mpirun = Mpirun()
     slurm: Slurm = Slurm()
 

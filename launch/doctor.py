@@ -26,9 +26,9 @@ from distrib.errors import ConfigError, WorldError, printable, storage_errors
 from launch.cluster import Cluster, load_cluster
 from launch.facts import Node, read_node
 from launch.finding import Finding
+from launch.inbox import say
 from launch.job import JobFolder, Start, read_tail
 from launch.judge import Verdict, judge
-from launch.local import say
 from launch.plan import named_hosts
 
 LIMIT_S = 330.0

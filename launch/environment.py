@@ -30,10 +30,13 @@ class Seat:
     num_nodes: int
     master_addr: str
     master_port: str
+    restarts: int = 0
+    """How often the job was started before."""
 
 
 def rank_environment(seat: Seat, place: Place | None, allocator: str, library: Path | None,
-                     mine: Mapping[str, str], preload: str | None, interface: str | None = None) -> dict[str, str]:
+                     mine: Mapping[str, str], preload: str | None, interface: str | None = None,
+                     elastic: bool = False) -> dict[str, str]:
     """What is set for one rank, over the inherited environment.
 
     ``mine`` is the cluster file's ``env``; ``preload`` is the LD_PRELOAD that was there before. Without a place,
@@ -47,12 +50,15 @@ def rank_environment(seat: Seat, place: Place | None, allocator: str, library: P
     values |= mine
     if library:
         values["LD_PRELOAD"] = ":".join(filter(None, (str(library), preload)))
+    if elastic:
+        values["LAUNCH_ELASTIC"] = "1"
     # torchrun's names, which torch and most training scripts read.
     return values | {
         "RANK": str(seat.rank), "WORLD_SIZE": str(seat.size), "LOCAL_RANK": str(seat.local_rank),
         "LOCAL_WORLD_SIZE": str(seat.local_size), "GROUP_RANK": str(seat.node), "GROUP_WORLD_SIZE": str(seat.num_nodes),
         "ROLE_NAME": "default", "ROLE_RANK": str(seat.rank), "ROLE_WORLD_SIZE": str(seat.size),
         "MASTER_ADDR": seat.master_addr, "MASTER_PORT": seat.master_port,
+        "TORCHELASTIC_RESTART_COUNT": str(seat.restarts),
     }
 
 

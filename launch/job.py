@@ -50,6 +50,8 @@ class Job:
     hyper_threads: bool
     allocator: str
     interface: str | None
+    elastic: bool
+    """Whether the others go on when a rank is lost."""
     stop_grace_s: float
     attached: bool
     """Whether rank 0's streams are the launcher's, rather than files."""
@@ -102,6 +104,8 @@ class RankReport:
     """Exit code, or minus the number of the signal; None while it runs."""
     unasked: bool = True
     """Whether it ended before it was told to."""
+    sign: int = 0
+    """Grows while the rank runs in an elastic job: a sign that its host lives."""
 
 
 class JobFolder:
@@ -192,8 +196,8 @@ class JobFolder:
         found = []
         for rank, report in reports.items():
             if report.code is not None and report.ended is not None:
-                error, wrote_at = read_error(self.error_file(number, rank))
-                found.append(Ending(rank, report.code, wrote_at or report.ended, report.unasked, error))
+                error, wrote_at, kind = read_error(self.error_file(number, rank))
+                found.append(Ending(rank, report.code, wrote_at or report.ended, report.unasked, error, kind))
         return found
 
     def submitted_record(self) -> dict[str, Any] | None:
@@ -235,16 +239,17 @@ def open_regular(path: Path) -> BinaryIO:
     return file
 
 
-def read_error(path: Path) -> tuple[str, float | None]:
-    """The message that a rank left, and when; or nothing."""
+def read_error(path: Path) -> tuple[str, float | None, str]:
+    """The message that a rank left, when, and the error's class if it is one of ours; or nothing."""
     try:
         when = path.stat().st_mtime
         with open_regular(path) as file:
-            message = json.loads(file.read(1 << 16))["message"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return "", None
+            record = json.loads(file.read(1 << 16))
+        message, kind = record["message"], str(record.get("kind", ""))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return "", None, ""
     text = message.get("message", "") if isinstance(message, dict) else message
-    return "".join(c if c.isprintable() else " " for c in str(text)).strip(), when
+    return "".join(c if c.isprintable() else " " for c in str(text)).strip(), when, kind
 
 
 def read_tail(path: Path, lines: int, start: int = 0) -> tuple[str, ...]:

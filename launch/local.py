@@ -9,6 +9,7 @@ the ranks (rank.py) and the guard kills their groups (guard.py).
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import selectors
@@ -17,29 +18,34 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 
 from distrib.documents import validate
 from distrib.errors import WorldError
 from launch.cluster import Cluster
+from launch.inbox import REPEAT_S, STOPS, say, signal_inbox
 from launch.job import JobFolder
 from launch.keeper import keeping
+from launch.losses import SETTLE_S, Losses
 from launch.output import Output
 from launch.plan import Plan, build_plan, wrapped
 from launch.processes import adopt_orphans, adopted, exit_code, remove_shared_memory, signal_adopted, signal_group
-from launch.report import Ending, first_failure, signal_name, tell_failure, tell_stop
+from launch.report import (
+    Ending,
+    first_failure,
+    signal_name,
+    tell_failure,
+    tell_loss,
+    tell_losses,
+    tell_stop,
+)
+from launch.restarts import Outcome, Restarts, may_come_back, may_go_better
 from launch.topology import read_topology
 
-SETTLE_S = 3.0
-"""After one rank failed, the others have so long to fail by themselves, with their own messages."""
-REPEAT_S = 0.1
-"""A signal that comes again within this time is the same one, through a terminal and through a wrapper."""
 UNKILLABLE_S = 10.0
 """Wait so long for killed processes; one that hangs in the kernel, as on a dead file server, may never go."""
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,9 @@ class Options:
 def run_plan(plan: Plan, options: Options) -> int:
     """Run a plan to its end and return the exit code: 0, the first failing rank's, or 128 and a signal's number.
 
+    In an elastic job it is 0 as soon as one rank ends with 0. A job that was killed is started again, as often as
+    the cluster file's `restarts` allows.
+
     Raises WorldError if a rank can not be started, StorageError if its log can not; then all are ended.
     """
     threads = sorted({rank.place.threads for rank in plan.ranks if rank.place})
@@ -64,14 +73,22 @@ def run_plan(plan: Plan, options: Options) -> int:
     say(f"{plan.cluster.name}: ranks: {len(plan.ranks)}, threads of each: {each}, malloc: {plan.allocator.remark}")
     for warning in plan.warnings:
         say(warning)
-    plan = plan.with_port(free_port())
-    base = {name: value for name, value in os.environ.items() if name not in plan.removed}
-    with (Output(options.logs, len(plan.ranks), options.all_output) as output, signal_inbox() as inbox,
-          guard_process() as guard):
-        watch = _Watch(plan, output, inbox, guard)
+    restarts = Restarts(plan.cluster.restarts, plan.cluster.restart_wait_s)
+    with Output(options.logs, len(plan.ranks), options.all_output) as output:
+        for number in itertools.count():
+            began = time.monotonic()
+            outcome = _run_attempt(plan.with_port(free_port(), number), output, restarts)
+            if (end := restarts.after(outcome, time.monotonic() - began)) is not None:
+                return end.code
+    raise AssertionError("the loop has no end of its own")
+
+
+def _run_attempt(plan: Plan, output: Output, restarts: Restarts) -> Outcome:
+    with signal_inbox() as inbox, guard_process() as guard:
+        watch = _Watch(plan, output, inbox, guard, restarts)
         try:
-            for rank in plan.ranks:
-                watch.start(wrapped(plan, rank, os.getpid()), {**base, **rank.environment}, rank.rank)
+            for rank in range(len(plan.ranks)):
+                watch.start(rank)
             return watch.until_end()
         finally:
             watch.kill_all()
@@ -95,17 +112,16 @@ def free_port() -> int:
     raise WorldError("no TCP port of 127.0.0.1 is free", "nothing was started", "end some other programs")
 
 
-def say(text: str) -> None:
-    """One line on stderr, under the launcher's name."""
-    print(f"launch: {text}", file=sys.stderr, flush=True)
-
-
 class _Watch:
     """The ranks of one launch, from the first start to the last end."""
 
-    def __init__(self, plan: Plan, output: Output, inbox: int, guard: subprocess.Popen[bytes]) -> None:
+    def __init__(self, plan: Plan, output: Output, inbox: int, guard: subprocess.Popen[bytes],
+                 restarts: Restarts) -> None:
         self._plan, self._output, self._inbox, self._guard = plan, output, inbox, guard
+        self._restarts, self._began = restarts, time.monotonic()
+        self._base = {name: value for name, value in os.environ.items() if name not in plan.removed}
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._replaced: list[subprocess.Popen[bytes]] = []
         self._endings: dict[int, Ending] = {}
         self._selector = selectors.DefaultSelector()
         self._selector.register(inbox, selectors.EVENT_READ)
@@ -114,17 +130,22 @@ class _Watch:
         self._signalled = False  # whether ranks were sent anything; what ends afterwards did not fail by itself
         self._term_at = self._kill_at = self._leave_at = float("inf")
         self._told = False
+        self._losses = Losses()
+        self._join_at: dict[int, float] = {}
 
-    def start(self, argv: list[str], environment: dict[str, str], rank: int) -> None:
+    def start(self, rank: int, **environment: str) -> None:
+        """Start a rank, with more in its environment than the plan says."""
+        planned = self._plan.ranks[rank]
         try:
-            process = self._output.start(argv, environment, rank, self._selector)
+            process = self._output.start(wrapped(self._plan, planned, os.getpid()),
+                                         {**self._base, **planned.environment, **environment}, rank, self._selector)
         except OSError as error:
             raise WorldError(f"rank {rank} could not be started: {error.strerror}", "all ranks were ended",
                              "check the limits of processes and open files (ulimit -a), and the log folder") from error
         self._processes[rank] = process
         tell_guard(self._guard, process.pid)
 
-    def until_end(self) -> int:
+    def until_end(self) -> Outcome:
         while True:
             self._collect()
             running = len(self._endings) < len(self._processes)
@@ -135,15 +156,27 @@ class _Watch:
                 say("some processes can not be killed: they hang in the kernel, perhaps on a file server that is gone")
                 break
             self._advance(now, running)
-            self._wait(min(self._term_at, self._kill_at, self._leave_at) - time.monotonic())
+            self._wait(min(self._term_at, self._kill_at, self._leave_at, self._losses.due_at(),
+                           *self._join_at.values()) - time.monotonic())
+        self._wait(0.0)  # a stop that came at the very end
         self._output.drain(self._selector)
         endings = list(self._endings.values())
-        self._tell_failure()
         if self._stop:
+            self._tell_failure()
             self._tell(tell_stop(endings, self._stop, self._output.folder))
-            return 128 + self._stop
+            return Outcome(128 + self._stop, self._stop)
+        if self._is_elastic and any(ending.code == 0 for ending in endings):
+            self._tell(tell_losses(self._losses.fates(endings)))
+            if (speaker := self._losses.speaker(endings)) is not None:
+                self._output.stand_in(speaker)
+            return Outcome(0)
+        self._tell_failure()
         first = first_failure(endings)
-        return first.status if first else 0
+        return Outcome(first.status, again=may_go_better(endings, len(endings))) if first else Outcome(0)
+
+    @property
+    def _is_elastic(self) -> bool:
+        return self._plan.cluster.elastic
 
     def kill_all(self) -> None:
         """End what still lives, at once, and reap everything."""
@@ -152,7 +185,7 @@ class _Watch:
         while self._adopted() and time.monotonic() < deadline:
             self._send(signal.SIGKILL)
             time.sleep(0.01)
-        for process in self._processes.values():
+        for process in (*self._replaced, *self._processes.values()):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline - time.monotonic()))
                 remove_shared_memory(process.pid)
@@ -162,12 +195,15 @@ class _Watch:
         """Send what is due: SIGTERM some time after a failure, or to what finished ranks left; then SIGKILL."""
         failed = any(ending.code for ending in self._endings.values())
         if not self._signalled:
-            if failed:
+            if self._is_elastic:
+                if running:
+                    self._go_on_without(now)
+            elif failed:
                 self._term_at = min(self._term_at, now + SETTLE_S)
             if not running:
                 self._term_at = now
             if now >= self._term_at:
-                if failed:
+                if failed and not self._is_elastic:
                     self._tell_failure()
                 self._send(signal.SIGTERM)
                 self._kill_at = now + self._plan.cluster.grace_s
@@ -179,6 +215,25 @@ class _Watch:
                 say(f"{len(late)} of {len(self._processes)} ranks did not end within "
                     f"{self._plan.cluster.stop_grace_s:g} s and are killed")
             self._kill(now)
+
+    def _go_on_without(self, now: float) -> None:
+        """Tell of ranks that failed while others run, end what they left, and start them again as joiners."""
+        left = len(self._processes) - len(self._endings)
+        for ending in self._losses.due(self._endings.values(), now):
+            signal_group(self._processes[ending.rank].pid, signal.SIGKILL)
+            whole = replace(ending, tail=self._output.tail_of(ending.rank))
+            self._tell([tell_loss(whole, self._plan.ranks[ending.rank].host, left, self._output.folder)])
+            in_vain = ending.rank in self._losses.came_back and ending.code > 0
+            if (may_come_back(ending) and not in_vain
+                    and (pause := self._restarts.pause_s(now - self._began)) is not None):
+                self._join_at[ending.rank] = now + pause
+        for rank in [rank for rank, at in self._join_at.items() if now >= at]:
+            del self._join_at[rank], self._endings[rank]
+            self._replaced.append(self._processes[rank])
+            self._losses.comes_back(rank)
+            self._began = now
+            say(f"rank {rank} is started again, to join the others")
+            self.start(rank, LAUNCH_JOIN="1")
 
     def _kill(self, now: float) -> None:
         self._send(signal.SIGKILL)
@@ -219,8 +274,8 @@ class _Watch:
             code = exit_code(process.pid)
             if code is None:
                 continue
-            error, wrote_at = self._output.error_of(rank)
-            self._endings[rank] = Ending(rank, code, wrote_at or time.time(), not self._signalled, error)
+            error, wrote_at, kind = self._output.error_of(rank)
+            self._endings[rank] = Ending(rank, code, wrote_at or time.time(), not self._signalled, error, kind)
 
     def _send(self, number: int) -> None:
         self._signalled = True
@@ -234,17 +289,14 @@ class _Watch:
         return adopted(self._mine())
 
     def _mine(self) -> set[int]:
-        return {self._guard.pid, *(process.pid for process in self._processes.values())}
+        return {self._guard.pid, *(process.pid for process in (*self._replaced, *self._processes.values()))}
 
     def _tell_failure(self) -> None:
         if self._told:
             return
         self._told = True
         self._output.drain(self._selector)
-        endings = [
-            Ending(e.rank, e.code, e.when, e.unasked, e.error, self._output.tail_of(e.rank))
-            for e in self._endings.values()
-        ]
+        endings = [replace(ending, tail=self._output.tail_of(ending.rank)) for ending in self._endings.values()]
         self._tell(tell_failure(endings, self._output.folder))
 
     def _tell(self, lines: list[str]) -> None:
@@ -252,29 +304,6 @@ class _Watch:
             self._output.keep()
         for line in lines:
             print(line, file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def signal_inbox(stops: Sequence[signal.Signals] = STOPS) -> Iterator[int]:
-    """A file descriptor from which the numbers of arriving signals are read, a byte each."""
-    def ignore(number: int, frame: FrameType | None) -> None:
-        """Only wakes the selector."""
-
-    read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    before = {}
-    wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    for number in (*stops, signal.SIGCHLD):
-        # What the shell has us ignore (nohup, a job in the background) stays ignored.
-        if number == signal.SIGCHLD or signal.getsignal(number) != signal.SIG_IGN:
-            before[number] = signal.signal(number, ignore)
-    try:
-        yield read
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(wakeup)
-        os.close(read)
-        os.close(write)
 
 
 @contextlib.contextmanager

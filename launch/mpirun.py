@@ -12,7 +12,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,15 +22,20 @@ from distrib.documents import validate
 from distrib.errors import MissingPartError, WorldError
 from launch.cluster import Cluster
 from launch.environment import travelling
-from launch.job import JobFolder, Start
+from launch.inbox import say
+from launch.job import Job, JobFolder, Start
 from launch.jobs import create_job
 from launch.keeper import keeping
-from launch.local import Options, say
+from launch.local import Options
 from launch.plan import Plan
 from launch.reach import check_hosts
-from launch.remote import Starter, meeting_port, run_attempt, supervisor_argv
+from launch.remote import STOPS, Starter, meeting_port, run_attempt, supervisor_argv
+from launch.restarts import Outcome, Restarts
 
 ASK_S = 20.0
+ASK_AT_ONCE = 64
+LACKING = Outcome(WorldError.exit_code, again=True)
+"""An attempt for which there were not the hosts."""
 
 
 @dataclass(frozen=True)
@@ -136,11 +143,47 @@ def run_job(folder: JobFolder, all_output: bool = False) -> int:
     with keeping(folder):
         if cluster.mpirun.ssh:
             check_hosts(job.hosts, supervisor_argv(folder.path, "0"))
-        start = Start(job.hosts, job.counts, job.hosts[0], meeting_port())
-        number = folder.begin(start)
-        starter = make_starter(cluster, find_mpi(cluster), start, folder, number)
-        return run_attempt(folder, number, starter, start_s=cluster.start_s, grace_s=cluster.grace_s,
-                           stop_grace_s=cluster.stop_grace_s, all_output=all_output).code
+        restarts = Restarts(cluster.restarts, cluster.restart_wait_s)
+        hosts, counts = job.hosts, job.counts
+        while True:
+            began = time.monotonic()
+            outcome = _run_attempt(folder, cluster, hosts, counts, all_output) if hosts else LACKING
+            if (end := restarts.after(outcome, time.monotonic() - began, STOPS)) is not None:
+                return end.code
+            hosts, counts = _still_there(folder, job, cluster)
+
+
+def _run_attempt(folder: JobFolder, cluster: Cluster, hosts: tuple[str, ...], counts: tuple[int, ...],
+                 all_output: bool) -> Outcome:
+    start = Start(hosts, counts, hosts[0], meeting_port())
+    number = folder.begin(start)
+    starter = make_starter(cluster, find_mpi(cluster), start, folder, number)
+    return run_attempt(folder, number, starter, start_s=cluster.start_s, grace_s=cluster.grace_s,
+                       stop_grace_s=cluster.stop_grace_s, all_output=all_output, elastic=cluster.elastic)
+
+
+def _still_there(folder: JobFolder, job: Job, cluster: Cluster) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Hosts for another attempt, and their ranks: all that answer if the job is elastic, else all or none."""
+    if not cluster.mpirun.ssh:
+        return job.hosts, job.counts
+    question = supervisor_argv(folder.path, "0")
+
+    def trouble(host: str) -> WorldError | None:
+        try:
+            check_hosts([host], question)
+        except WorldError as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(ASK_AT_ONCE) as pool:
+        troubles = dict(zip(job.hosts, pool.map(trouble, job.hosts), strict=True))
+    missing = [host for host in job.hosts if troubles[host]]
+    if missing:
+        say(f"{', '.join(missing)} can not take ranks now" + (": left out" if cluster.elastic else ""))
+    if missing and not cluster.elastic:
+        return (), ()
+    chosen = [(host, count) for host, count in zip(job.hosts, job.counts, strict=True) if not troubles[host]]
+    return tuple(host for host, _ in chosen), tuple(count for _, count in chosen)
 
 
 def plan_commands(plan: Plan) -> tuple[tuple[str, ...], ...]:

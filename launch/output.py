@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import shutil
@@ -31,7 +32,7 @@ class Output:
         self._relay = relay
         self._temporary = folder is None
         self._open: dict[int, _Pipe] = {}
-        self._starts: dict[int, int] = {}
+        self._starts: dict[tuple[int, str], int] = {}
         with storage_errors("the folder for the ranks' output could not be made", "nothing was started"):
             if folder:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -62,6 +63,7 @@ class Output:
     def start(self, argv: list[str], environment: dict[str, str], rank: int,
               selector: selectors.BaseSelector) -> subprocess.Popen[bytes]:
         """Start a rank in a session of its own, with its streams connected. Raises OSError."""
+        self.error_file(rank).unlink(missing_ok=True)  # an earlier process's
         environment = {**environment, "TORCHELASTIC_ERROR_FILE": str(self.error_file(rank))}
         if rank == 0:
             return subprocess.Popen(argv, env=environment, start_new_session=True)
@@ -72,8 +74,7 @@ class Output:
                 log = os.open(self.folder / f"rank-{rank}.{name}",
                               os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
                 fds.append(log)
-                if name == "err":
-                    self._starts[rank] = os.fstat(log).st_size
+                self._starts[rank, name] = os.fstat(log).st_size
                 if self._relay:
                     read, write = os.pipe2(os.O_CLOEXEC)
                     fds[-1] = write
@@ -114,15 +115,20 @@ class Output:
                 if not self.pump(fd, selector):
                     break
 
-    def error_of(self, rank: int) -> tuple[str, float | None]:
-        """The message that a rank left, and when; or nothing."""
+    def error_of(self, rank: int) -> tuple[str, float | None, str]:
+        """See `read_error`."""
         return read_error(self.error_file(rank))
 
     def tail_of(self, rank: int) -> tuple[str, ...]:
         """The last lines that a rank wrote to stderr in this launch; none for rank 0."""
         if rank == 0 or self.folder is None:
             return ()
-        return read_tail(self.folder / f"rank-{rank}.err", TAIL_LINES, self._starts.get(rank, 0))
+        return read_tail(self.folder / f"rank-{rank}.err", TAIL_LINES, self._starts.get((rank, "err"), 0))
+
+    def stand_in(self, rank: int) -> None:
+        """Pass on to stdout what a rank wrote there: rank 0, which speaks for all, was lost."""
+        assert self.folder is not None
+        copy_to_stdout(self.folder / f"rank-{rank}.out", self._starts[rank, "out"])
 
     def _close(self, fd: int) -> None:
         pipe = self._open.pop(fd)
@@ -137,6 +143,15 @@ class _Pipe:
 
     def __init__(self, log: int, prefix: bytes) -> None:
         self.log, self.prefix, self.rest = log, prefix, b""
+
+
+def copy_to_stdout(log: Path, start: int) -> None:
+    """Pass on a log from a byte offset on."""
+    with contextlib.suppress(OSError), log.open("rb") as file:
+        file.seek(start)
+        sys.stdout.flush()
+        shutil.copyfileobj(file, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
 
 
 def _write(fd: int, content: bytes) -> None:

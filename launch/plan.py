@@ -53,10 +53,11 @@ class Plan:
     script: str = ""
     """What sbatch would get, the same way."""
 
-    def with_port(self, port: int) -> Plan:
-        """The plan with the port where ranks meet."""
+    def with_port(self, port: int, restarts: int = 0) -> Plan:
+        """The plan with the port where ranks meet, and the number of starts before."""
+        changed = {"MASTER_PORT": str(port), "TORCHELASTIC_RESTART_COUNT": str(restarts)}
         return replace(self, ranks=tuple(
-            replace(rank, environment={**rank.environment, "MASTER_PORT": str(port)}) for rank in self.ranks))
+            replace(rank, environment={**rank.environment, **changed}) for rank in self.ranks))
 
     def layout(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
         """Hosts in the order of ranks, and the number of ranks of each."""
@@ -71,7 +72,7 @@ class Plan:
         return Job(
             cluster.name, cluster.launcher, self.command, os.getcwd(), travelling(environment),
             own_environment(cluster), cluster.threads_per_rank, cluster.comm_cores, cluster.hyper_threads,
-            cluster.allocator, cluster.interface,
+            cluster.allocator, cluster.interface, cluster.elastic,
             cluster.stop_grace_s, attached, *self.layout(), cluster.model_dump(mode="json"),
         )
 
@@ -117,7 +118,7 @@ def build_plan(cluster: Cluster, topology: Topology, command: Sequence[str], *, 
     ranks = tuple(
         RankPlan(rank, host, where, rank_environment(
             Seat(rank, size, rank, size, 0, 1, "127.0.0.1", PORT_LATER), where, allocator.name, allocator.library, mine,
-            base.get("LD_PRELOAD"), cluster.interface))
+            base.get("LD_PRELOAD"), cluster.interface, cluster.elastic))
         for rank, where in enumerate(placement.places))
     return Plan(cluster, (program, *command[1:]), ranks, settled(environment, mine), allocator, placement.warnings,
                 placement.notes)
@@ -154,7 +155,7 @@ def build_remote_plan(cluster: Cluster, command: Sequence[str], *, num_nodes: in
         for local, where in enumerate(places):
             seat = Seat(len(ranks), size, local, count, node, len(hosts), hosts[0][0], PORT_LATER)
             ranks.append(RankPlan(seat.rank, name, where, rank_environment(
-                seat, where, "", None, mine, None, cluster.interface)))
+                seat, where, "", None, mine, None, cluster.interface, cluster.elastic)))
     return Plan(cluster, (program, *command[1:]), tuple(ranks), settled(environment, mine), allocator, tuple(warnings),
                 tuple(notes))
 

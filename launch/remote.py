@@ -21,18 +21,31 @@ from pathlib import Path
 from typing import BinaryIO
 
 from distrib.errors import DistribError, StorageError, WorldError
+from launch.inbox import REPEAT_S, say, signal_inbox
+from launch.inbox import STOPS as LOCAL_STOPS
 from launch.job import JobFolder, RankReport, Start, read_tail
-from launch.local import REPEAT_S, SETTLE_S, UNKILLABLE_S, guard_process, say, signal_inbox, tell_guard
-from launch.local import STOPS as LOCAL_STOPS
-from launch.output import TAIL_LINES
+from launch.local import UNKILLABLE_S, guard_process, tell_guard
+from launch.losses import SETTLE_S, Losses
+from launch.output import TAIL_LINES, copy_to_stdout
 from launch.processes import end_adopted, exit_code, signal_group
-from launch.report import Ending, first_failure, signal_name, tell_failure, tell_stop
+from launch.report import (
+    Ending,
+    first_failure,
+    signal_name,
+    tell_failure,
+    tell_loss,
+    tell_losses,
+    tell_stop,
+)
+from launch.restarts import Outcome, may_go_better
 
 STOPS = (*LOCAL_STOPS, signal.SIGUSR1)
 """Slurm's warning before the time limit is SIGUSR1."""
 SUPERVISOR = Path(__file__).with_name("remote_rank.py")
 LOOK_S = 0.25
 """How often the job's folder is looked at."""
+LOST_S = 30.0
+"""A rank of an elastic job that gives no sign of life for so long is lost, and not waited for."""
 LATE_S = 5.0
 """Beyond its time a rank is given so much more before the starter itself is ended."""
 WORDS_S = 5.0
@@ -49,18 +62,6 @@ class Starter:
     """What the starter passes on to the ranks without ending itself."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How an attempt ended."""
-
-    code: int
-    """0, the first failing rank's, or 128 and the number of the signal that this launcher got."""
-    stopped: int = 0
-    """The signal that asked this launcher to stop; 0: none."""
-    lost: tuple[str, ...] = ()
-    """Hosts whose ranks left without a word: a node or mpirun's daemon there died."""
-
-
 def supervisor_argv(job: Path, attempt: str) -> list[str]:
     """The command of every rank."""
     return [sys.executable, "-I", "-S", str(SUPERVISOR), str(job), attempt]
@@ -72,10 +73,13 @@ def meeting_port() -> int:
 
 
 def run_attempt(folder: JobFolder, number: int, starter: Starter, *, start_s: float, grace_s: float,
-                stop_grace_s: float, all_output: bool = False) -> Outcome:
-    """Run one attempt of a job to its end. Raises WorldError if the starter can not be started."""
+                stop_grace_s: float, all_output: bool = False, elastic: bool = False) -> Outcome:
+    """Run one attempt of a job to its end. Raises WorldError if the starter can not be started.
+
+    In an elastic job a lost rank or host ends nothing, and the attempt ends well if one rank does.
+    """
     with signal_inbox(STOPS) as inbox, guard_process() as guard:
-        watch = _Watch(folder, number, starter, inbox, start_s, grace_s, stop_grace_s, all_output)
+        watch = _Watch(folder, number, starter, inbox, start_s, grace_s, stop_grace_s, all_output, elastic)
         try:
             watch.start(guard)
             return watch.until_end()
@@ -85,7 +89,7 @@ def run_attempt(folder: JobFolder, number: int, starter: Starter, *, start_s: fl
 
 class _Watch:
     def __init__(self, folder: JobFolder, number: int, starter: Starter, inbox: int, start_s: float,
-                 grace_s: float, stop_grace_s: float, all_output: bool) -> None:
+                 grace_s: float, stop_grace_s: float, all_output: bool, elastic: bool) -> None:
         self._folder, self._number, self._starter, self._inbox = folder, number, starter, inbox
         self._start_s, self._grace_s, self._stop_grace_s = start_s, grace_s, stop_grace_s
         self._start_by = time.monotonic() + start_s
@@ -93,7 +97,11 @@ class _Watch:
         self._process: subprocess.Popen[bytes] | None = None
         self._reports: dict[int, RankReport] = {}
         self._relay = _Relay(folder, range(1, self._plan.size)) if all_output else None
-        self._offsets = {rank: _size(folder.output(rank, "err")) for rank in range(1, self._plan.size)}
+        self._offsets = {(rank, name): _size(folder.output(rank, name))
+                         for rank in range(1, self._plan.size) for name in ("out", "err")}
+        self._elastic, self._losses = elastic, Losses()
+        self._signs: dict[int, tuple[int, float]] = {}
+        self._mute: set[int] = set()  # ranks that give no sign any more
         self._selector = selectors.DefaultSelector()
         self._selector.register(inbox, selectors.EVENT_READ)
         self._stop, self._stopped_at = 0, 0.0
@@ -155,7 +163,9 @@ class _Watch:
                     f"{self._start_s:g} s (start_s)")
                 self._ask_to_end(now, 0.0)
                 return
-            if any(report.code for report in self._reports.values()):
+            if self._elastic:
+                self._go_on_without(now)
+            elif any(report.code for report in self._reports.values()):
                 self._term_at = min(self._term_at, now + SETTLE_S)
             if now >= self._term_at:
                 self._tell_failure()
@@ -169,6 +179,25 @@ class _Watch:
                     "and are killed")
             signal_group(self._pid(), signal.SIGTERM)
             self._end_at, self._kill_at = float("inf"), now + LATE_S
+
+    def _go_on_without(self, now: float) -> None:
+        """Tell of ranks that failed or give no sign of life while others run; end what waits for those alone."""
+        silent = self._silent()
+        for rank, report in self._reports.items():
+            if report.code is None and report.sign != self._signs.get(rank, (-1, 0.0))[0]:
+                self._signs[rank] = report.sign, now
+                self._mute.discard(rank)
+        mute = {rank for rank in silent if rank in self._signs and now - self._signs[rank][1] > LOST_S}
+        if new := sorted(mute - self._mute):
+            self._mute |= mute
+            say(f"{', '.join(self._hosts_of(new))}: no sign of life for {LOST_S:g} s from rank "
+                f"{', '.join(map(str, new))}; the others go on")
+        if mute and mute.issuperset(silent) and len(silent) < self._plan.size:
+            self._ask_to_end(now, 0.0)
+        elif left := len(set(silent) - mute):
+            for ending in self._losses.due(self._endings(), now):
+                host = self._hosts_of([ending.rank])[0]
+                print(tell_loss(self._whole(ending), host, left, self._folder.logs), file=sys.stderr, flush=True)
 
     def _ask_to_end(self, now: float, grace_s: float) -> None:
         """Have the starter pass on the signal to save and end; after the grace it is ended itself."""
@@ -204,16 +233,19 @@ class _Watch:
         if self._relay:
             self._relay.pass_on()
             self._relay.finish()
-        self._tell_failure()
         endings, silent = self._endings(), self._silent()
         lost = self._hosts_of(silent)
+        if self._elastic and not self._stop and any(ending.code == 0 for ending in endings):
+            return self._end_well(endings, silent)
+        self._tell_failure()
         if self._stop:
             for line in tell_stop([e for e in endings if not e.unasked], signal.SIGTERM, self._folder.logs):
                 print(line, file=sys.stderr, flush=True)
             return Outcome(128 + self._stop, self._stop, lost)
         first = first_failure(endings)
         if first is not None:
-            return Outcome(first.status, lost=lost if not self._signalled else ())
+            lost = lost if self._mute or not self._signalled else ()
+            return Outcome(first.status, lost=lost, again=may_go_better(endings, self._plan.size, lost))
         if silent:
             if len(silent) == self._plan.size and not self._reports:
                 say(f"no rank was started: {Path(self._starter.argv[0]).name} ended with exit code {code}; "
@@ -221,17 +253,28 @@ class _Watch:
             else:
                 say(f"no last word from {', '.join(lost)}: the host, its network or "
                     f"{Path(self._starter.argv[0]).name}'s daemon there died (logs: {self._folder.logs})")
-            return Outcome(code or DistribError.exit_code, lost=lost)
+            return Outcome(code or DistribError.exit_code, lost=lost, again=bool(self._reports))
         return Outcome(0)
+
+    def _end_well(self, endings: Sequence[Ending], silent: Sequence[int]) -> Outcome:
+        fates = self._losses.fates(endings) | dict.fromkeys(silent, "left no last word")
+        for line in tell_losses(fates):
+            print(line, file=sys.stderr, flush=True)
+        if 0 in fates and self._folder.job().attached:
+            speaker = min(ending.rank for ending in endings if ending.code == 0)
+            copy_to_stdout(self._folder.output(speaker, "out"), self._offsets[speaker, "out"])
+        return Outcome(0, lost=self._hosts_of(silent))
+
+    def _whole(self, ending: Ending) -> Ending:
+        """With its last lines, where they are in the logs."""
+        return replace(ending, tail=() if ending.rank == 0 else read_tail(
+            self._folder.output(ending.rank, "err"), TAIL_LINES, self._offsets[ending.rank, "err"]))
 
     def _tell_failure(self) -> None:
         if self._told or first_failure(self._endings()) is None:
             return
         self._told = True
-        endings = [replace(e, tail=() if e.rank == 0 else read_tail(self._folder.output(e.rank, "err"), TAIL_LINES,
-                                                                    self._offsets[e.rank]))
-                   for e in self._endings()]
-        for line in tell_failure(endings, self._folder.logs):
+        for line in tell_failure([self._whole(ending) for ending in self._endings()], self._folder.logs):
             print(line, file=sys.stderr, flush=True)
 
 

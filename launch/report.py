@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,8 @@ class Ending:
     """Whether it ended before the launcher sent any signal."""
     error: str = ""
     """The message that the rank left in its error file (see torch's `TORCHELASTIC_ERROR_FILE`)."""
+    kind: str = ""
+    """That error's class, if it is one of `distrib.errors`."""
     tail: tuple[str, ...] = ()
     """The last lines of its stderr where the launcher holds them: of every rank but 0, whose are on the terminal."""
 
@@ -35,10 +37,12 @@ class Ending:
     @property
     def how(self) -> str:
         """The ending in words."""
-        if self.code >= 0:
-            return f"ended with exit code {self.code}"
-        hint = ", as the kernel does when memory runs out" if -self.code == signal.SIGKILL else ""
-        return f"was killed by {signal_name(-self.code)}{hint}"
+        return self.cause + (", as the kernel does when memory runs out" if -self.code == signal.SIGKILL else "")
+
+    @property
+    def cause(self) -> str:
+        """The same, shorter."""
+        return f"ended with exit code {self.code}" if self.code >= 0 else f"was killed by {signal_name(-self.code)}"
 
 
 def signal_name(number: int) -> str:
@@ -76,6 +80,20 @@ def tell_failure(endings: Sequence[Ending], logs: Path | None) -> list[str]:
         return [f"error: rank {first.rank}: {last}{kept}"]
     lines = [f"launch: rank {first.rank} failed first: it {first.how}{kept}"]
     return lines + [f"  {line}" for line in first.tail]
+
+
+def tell_loss(ending: Ending, host: str, left: int, logs: Path | None) -> str:
+    """The line about a rank of an elastic job that failed, while ``left`` others go on."""
+    last = ending.error or (ending.tail[-1].removeprefix("error: ") if ending.tail else "")
+    others = f"{left} other{'s go' if left > 1 else ' goes'} on"
+    kept = f" (output: {logs})" if logs and ending.rank else ""
+    return f"launch: rank {ending.rank} on {host} is lost: it {ending.how}{': ' * bool(last)}{last}; {others}{kept}"
+
+
+def tell_losses(lost: Mapping[int, str]) -> list[str]:
+    """The last line of an elastic job that ended well without some ranks; each with what became of it."""
+    ranks = ", ".join(f"rank {rank} ({what})" for rank, what in sorted(lost.items()))
+    return [f"launch: the job ended well, though it lost {ranks}"] if lost else []
 
 
 def tell_stop(endings: Sequence[Ending], asked: int, logs: Path | None) -> list[str]:

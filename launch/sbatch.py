@@ -51,7 +51,7 @@ def resources(cluster: Cluster, name: str, num_nodes: int, ranks_per_node: int) 
         per_core = cluster.node.threads_per_core if cluster.node else 1
         cpus = (cluster.threads_per_rank * (1 if cluster.hyper_threads else per_core) + cluster.comm_cores * per_core)
         words += [f"--ntasks-per-node={ranks_per_node}", f"--cpus-per-task={cpus}"]
-    if wishes.spares:
+    if wishes.spares or cluster.elastic:
         words.append("--no-kill")
     for key in ("partition", "account", "qos", "constraint", "time"):
         if (value := getattr(wishes, key)) is not None:

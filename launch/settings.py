@@ -28,6 +28,8 @@ SETTINGS = (
 
 REMOVED = (
     ("TORCHELASTIC_*", "describes a rank of the torchrun that this launcher was started under"),
+    ("LAUNCH_ELASTIC", "the same of a `launch` around this one"),
+    ("LAUNCH_JOIN", "as LAUNCH_ELASTIC"),
     ("OMPI_COMM_WORLD_*", "the same of Open MPI; besides, it makes torch use one thread"),
     ("PMI_*", "the same of MPICH and Intel MPI"),
     ("PMIX_*", "the same of Open MPI and Slurm"),

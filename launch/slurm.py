@@ -22,12 +22,14 @@ from pathlib import Path
 from distrib.documents import validate
 from distrib.errors import WorldError, printable, storage_errors
 from launch.cluster import Cluster
+from launch.inbox import say, signal_inbox
 from launch.job import Job, JobFolder, Start
 from launch.jobs import create_job
 from launch.keeper import keeping
-from launch.local import Options, say, signal_inbox
+from launch.local import Options
 from launch.plan import Plan
 from launch.remote import STOPS, Starter, meeting_port, run_attempt, supervisor_argv
+from launch.restarts import Outcome, Restarts
 from launch.sbatch import ask, resources
 
 OF_SRUN = re.compile(r"SLURM_(NTASKS.*|NPROCS|NNODES|CPUS_PER_TASK|TRES_PER_TASK|DISTRIBUTION|CPU_BIND.*|HINT|HOSTFILE"
@@ -101,39 +103,48 @@ def _run(folder: JobFolder, allocation: str, all_output: bool) -> int:
     if len(hosts) < len(job.counts):
         raise WorldError(f"the job wants {len(job.counts)} nodes, but Slurm's job {allocation} has {len(hosts)}",
                          "nothing was started", "lower --nodes, or ask Slurm for more")
+    restarts = Restarts(cluster.restarts, cluster.restart_wait_s)
     while True:
         chosen = tuple(hosts[:len(job.counts)])
-        number = folder.begin(Start(chosen, job.counts, chosen[0], meeting_port()))
+        start = Start(chosen, job.counts[:len(chosen)], chosen[0], meeting_port())
+        number, began = folder.begin(start), time.monotonic()
         say(f"attempt {number} on {', '.join(chosen)}")
-        starter = _starter(folder, number, job, allocation, chosen)
+        starter = _starter(folder, number, job, allocation, start)
         outcome = run_attempt(folder, number, starter, start_s=cluster.start_s, grace_s=cluster.grace_s,
-                              stop_grace_s=cluster.stop_grace_s, all_output=all_output)
-        codes = _codes(folder, number, sum(job.counts))
-        if set(codes) == {0}:
+                              stop_grace_s=cluster.stop_grace_s, all_output=all_output, elastic=cluster.elastic)
+        codes = _codes(folder, number, start.size)
+        if set(codes) == {0} or (cluster.elastic and 0 in codes and not outcome.stopped):
             return 0
         if outcome.stopped:
-            if outcome.stopped == signal.SIGUSR1 and requeue:
-                return _requeue(allocation, "the time limit is near", outcome.code)
-            return outcome.code
+            return _stopped(outcome, allocation, requeue)
         failed = outcome.code or 128 + signal.SIGTERM
         if _is_preempted(allocation):
             return _requeue(allocation, "preempted", failed) if requeue else failed
-        silent = {host for host, code in zip(_host_of_ranks(chosen, job), codes, strict=True) if code is None}
+        silent = {host for host, code in zip(_host_of_ranks(start), codes, strict=True) if code is None}
         # Spares are asked as well: one that died meanwhile should not cost an attempt.
         dead = _dead(allocation, [*sorted(silent), *hosts[len(chosen):]]) if silent else []
         if silent.isdisjoint(dead):
-            return failed
+            end = restarts.after(outcome, time.monotonic() - began, STOPS)
+            if end is None:
+                continue
+            return _stopped(end, allocation, requeue) if end.stopped else failed
         hosts = [host for host in hosts if host not in dead]
         say(f"{', '.join(dead)} starts no process and is given up")
-        if len(hosts) < len(job.counts):
+        if not hosts or (len(hosts) < len(job.counts) and not cluster.elastic):
             return _requeue(allocation, "no spare node is left", failed) if requeue else failed
 
 
-def _starter(folder: JobFolder, number: int, job: Job, allocation: str, hosts: Sequence[str]) -> Starter:
+def _stopped(outcome: Outcome, allocation: str, requeue: bool) -> int:
+    if outcome.stopped == signal.SIGUSR1 and requeue:
+        return _requeue(allocation, "the time limit is near", outcome.code)
+    return outcome.code
+
+
+def _starter(folder: JobFolder, number: int, job: Job, allocation: str, start: Start) -> Starter:
     listed = folder.attempt(number) / "hosts"
     with storage_errors(f"{listed} could not be written", "nothing was started"):
-        listed.write_text("".join(f"{host}\n" for host in _host_of_ranks(hosts, job)))
-    argv = srun_argv(len(hosts), sum(job.counts), supervisor_argv(folder.path, str(number)), job.attached)
+        listed.write_text("".join(f"{host}\n" for host in _host_of_ranks(start)))
+    argv = srun_argv(len(start.hosts), start.size, supervisor_argv(folder.path, str(number)), job.attached)
     # On SIGTERM srun kills; SIGUSR1 it passes on.
     return Starter(tuple(argv), {**_environment(allocation), "SLURM_HOSTFILE": str(listed)}, signal.SIGUSR1)
 
@@ -143,8 +154,8 @@ def _environment(allocation: str) -> dict[str, str]:
             "SLURM_JOB_ID": allocation}
 
 
-def _host_of_ranks(hosts: Sequence[str], job: Job) -> list[str]:
-    return [host for host, count in zip(hosts, job.counts, strict=True) for _ in range(count)]
+def _host_of_ranks(start: Start) -> list[str]:
+    return [host for host, count in zip(start.hosts, start.counts, strict=True) for _ in range(count)]
 
 
 def _codes(folder: JobFolder, number: int, size: int) -> list[int | None]:

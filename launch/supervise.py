@@ -8,6 +8,7 @@ Standard library only (see remote_rank.py).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -33,6 +34,8 @@ STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 LOOK_S = 0.5
 """How often the supervisor looks whether mpirun's daemon still lives."""
 UNKILLABLE_S = 10.0
+SIGN_S = 3.0
+"""How often a rank of an elastic job gives a sign of life."""
 OF_MPI = ("OMPI_", "PMI_", "PMIX_", "MPI_LOCAL")
 """Beginnings of names that a command needs that calls MPI itself."""
 
@@ -79,7 +82,7 @@ class _Rank:
         self._kill_at = float("inf")
 
     def run(self) -> int:
-        seat = find_seat(self._start, os.environ, self._host)
+        seat = dataclasses.replace(find_seat(self._start, os.environ, self._host), restarts=self._attempt - 1)
         adopt_orphans()
         report = RankReport(seat.rank, self._host, "", "", None, 0, time.time())
         try:
@@ -87,7 +90,7 @@ class _Rank:
             report = dataclasses.replace(report, cpus=format_list(where.cpus), comm_cpus=format_list(where.comm_cpus),
                                          memory_node=where.memory_node, threads=where.threads)
             self._folder.put_report(self._attempt, report)
-            code = self._supervise(self._spawn(seat.rank, where, environment))
+            code = self._supervise(self._spawn(seat.rank, where, environment), report)
         except DistribError as error:
             print(f"error: rank {seat.rank} on {self._host}: {error.one_line()}", file=sys.stderr, flush=True)
             self._folder.write(self._folder.error_file(self._attempt, seat.rank), {"message": error.one_line()})
@@ -104,7 +107,7 @@ class _Rank:
         known = base | self._job.mine
         allocator = choose_allocator(self._job.allocator, known)
         own = rank_environment(seat, where, allocator.name, allocator.library, self._job.mine, known.get("LD_PRELOAD"),
-                               self._job.interface)
+                               self._job.interface, self._job.elastic)
         return where, base | own | {
             "TORCHELASTIC_ERROR_FILE": str(self._folder.error_file(self._attempt, seat.rank))}
 
@@ -129,9 +132,10 @@ class _Rank:
                                  "the rank was not started", "check that this host sees that folder and the job's"
                                  ) from error
 
-    def _supervise(self, process: subprocess.Popen[bytes]) -> int:
+    def _supervise(self, process: subprocess.Popen[bytes], report: RankReport) -> int:
         """Until the command and all it started have ended; its exit code, or minus the signal's number."""
         mine = {process.pid}
+        sign_at = time.monotonic() + SIGN_S if self._job.elastic else float("inf")
         while (code := exit_code(process.pid)) is None:
             wait = max(0.0, min(LOOK_S, self._kill_at - time.monotonic()))
             arrived = signal.sigtimedwait({*STOPS, signal.SIGCHLD}, wait)
@@ -139,6 +143,11 @@ class _Rank:
                 self._asked = True
                 self._kill_at = time.monotonic() + self._job.stop_grace_s
                 signal_group(process.pid, signal.SIGTERM)
+            if time.monotonic() >= sign_at:
+                sign_at = time.monotonic() + SIGN_S
+                report = dataclasses.replace(report, sign=report.sign + 1)
+                with contextlib.suppress(DistribError):
+                    self._folder.put_report(self._attempt, report)
             if os.getppid() != self._parent:  # mpirun's daemon or Slurm's is gone: nobody waits for a checkpoint
                 self._asked, self._kill_at = True, 0.0
             if time.monotonic() >= self._kill_at:

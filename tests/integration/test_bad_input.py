@@ -6,7 +6,6 @@ page; `python tests/integration/test_bad_input.py` writes the page anew.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
@@ -31,6 +30,9 @@ from typing import Protocol
 import numpy as np
 import pytest
 from PIL import Image
+
+from distrib.elastic.lease import Lease
+from distrib.rundir import RunDir
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs" / "bad-input.md"
@@ -304,11 +306,15 @@ def environment() -> dict[str, str]:
     return keep | {"PATH": f"{bin_folder}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 
 
-def held_lock(here: Path) -> Held:
+class HeldLease:
     """As another training in the same folder holds it."""
-    file = (here / "run/lock").open("r+b")
-    fcntl.flock(file, fcntl.LOCK_EX)
-    return file
+
+    def __init__(self, here: Path) -> None:
+        self._lease = Lease(RunDir(here / "run"), "elsewhere", 10.0)
+        self._lease.take(print)
+
+    def close(self) -> None:
+        self._lease.release()
 
 
 def taken_port(here: Path) -> Held:
@@ -529,7 +535,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("the run's record of its dataset is damaged", GO_ON, "dataset.json", flip("run/dataset.json")),
         Case("the record of the environment is damaged", GO_ON, "environment.jsonl",
              write("run/environment.jsonl", "{\n")),
-        Case("another training in the same folder", GO_ON, "another training", held_lock),
+        Case("another training in the same folder", GO_ON, "another training", HeldLease),
         Case("metrics.jsonl can not be written", GO_ON, "metrics.jsonl", folder("run/metrics.jsonl"),
              leaves=("run/environment.jsonl",)),
         Case("the folder of checkpoints is a file", GO_ON, "checkpoints",
@@ -719,7 +725,8 @@ def ask(case: Case, kit: Path, here: Path) -> Answer:
         if held is not None:
             held.close()
     after = contents(here)
-    changed = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+    changed = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)
+               and not path.startswith("run/lease")}  # who trained last stands there
     # torch keeps what it compiled for the next time.
     changed |= {f"TMPDIR/{path.name}" for path in temporary.iterdir() if not path.name.startswith("torchinductor_")}
     shutil.rmtree(here)

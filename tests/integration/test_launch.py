@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -349,6 +350,111 @@ def test_ranks_die_with_a_killed_launcher_that_has_no_guard(launch: Launch, toke
     process.kill()
     process.communicate(timeout=LIMIT_S)
     until(lambda: not marked(token), "the kernel kills ranks whose launcher is gone")
+
+
+ELASTIC = """\
+(place / f"ready-{rank}-{os.environ.get('LAUNCH_JOIN')}-{os.environ['LAUNCH_ELASTIC']}").touch()
+if rank == sys.argv[2] and "LAUNCH_JOIN" not in os.environ:
+    os.kill(os.getpid(), signal.SIGKILL)
+while not (place / "go").exists():
+    time.sleep(0.01)
+print("end of", rank)
+"""
+
+
+def read_until(process: subprocess.Popen[str], words: str) -> str:
+    """The line of a launch's stderr that holds these words."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if words in line:
+            return line
+    raise AssertionError(f"never: {words}")
+
+
+@pytest.mark.parametrize("lost", ["0", "1"])
+def test_in_an_elastic_job_the_others_go_on(launch: Launch, token: str, lost: str) -> None:
+    process = launch.begin(ELASTIC, "--elastic", words=(lost,))
+    assert "was killed by SIGKILL" in read_until(process, f"rank {lost} on {socket.gethostname()} is lost")
+    (launch.place / "go").touch()
+    out, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, err
+    assert f"the job ended well, though it lost rank {lost} (was killed by SIGKILL)" in err
+    assert out == ("end of 1\n" if lost == "0" else "end of 0\n")  # rank 0's, or who stands in for it
+    assert not marked(token)
+
+
+def test_a_lost_rank_is_started_again_to_join(launch: Launch) -> None:
+    process = launch.begin(ELASTIC, "--elastic", words=("1",), keys="restarts: 1\nrestart_wait_s: 0")
+    until((launch.place / "ready-1-1-1").exists, "the rank comes back")
+    (launch.place / "go").touch()
+    _, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0
+    assert "rank 1 (was killed by SIGKILL, and came back)" in err
+
+
+def test_bad_input_of_an_elastic_job_is_one_line(launch: Launch) -> None:
+    _, err = launch("""\
+(place / f"start-{time.monotonic_ns()}").touch()
+print("error: no such file.", file=sys.stderr)
+sys.exit(2)
+""", "--elastic", code=2, keys="restarts: 3")
+    assert [line for line in err.splitlines() if "ranks" not in line] == ["error: no such file."]
+    assert len(list(launch.place.glob("start-*"))) == 2
+
+
+ATTEMPTS = """\
+attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
+(place / f"start-{rank}-{attempt}-{os.environ['MASTER_PORT']}").touch()
+if rank == "1" and int(attempt) < int(sys.argv[2]):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_job_that_was_killed_starts_again(launch: Launch) -> None:
+    _, err = launch(ATTEMPTS, keys="restarts: 2\nrestart_wait_s: 0", words=("2",))
+    assert "restart 2 of 2" in err
+    starts = [path.name.split("-")[1:] for path in launch.place.glob("start-*")]
+    assert sorted(start[:2] for start in starts) == [[rank, attempt] for rank in "01" for attempt in "012"]
+    assert len({port for _, attempt, port in starts if attempt == "2"}) == 1
+
+
+def test_restarts_are_bounded(launch: Launch) -> None:
+    _, err = launch(ATTEMPTS, keys="restarts: 1\nrestart_wait_s: 0", words=("9",), code=137)
+    assert "given up after 1 restart" in err
+    assert len(list(launch.place.glob("start-1-*"))) == 2
+
+
+def test_a_stop_is_not_followed_by_a_restart(launch: Launch, token: str) -> None:
+    process = launch.begin(ATTEMPTS, keys="restarts: 5\nrestart_wait_s: 600", words=("9",))
+    read_until(process, "starts again in 300 s")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 143
+    assert len(list(launch.place.glob("start-1-*"))) == 1
+    assert not marked(token)
+
+
+def test_an_elastic_training_loses_a_rank_and_nothing_else(start: Start, experiment: Path, tmp_path: Path) -> None:
+    train = (sys.executable, "-m", "distrib", "train", experiment, "--json", "--set", "train.steps=20", "--run")
+    alone, err = start(*train, tmp_path / "alone").communicate(timeout=LIMIT_S)
+    cluster = tmp_path / "cluster.yaml"
+    cluster.write_text("ranks_per_node: 2\nallocator: system\nelastic: true\n")
+    run = tmp_path / "run"
+    process = start(sys.executable, "-m", "launch", "run", cluster, "--", *train, run)
+    until(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size, "it trains")
+    first = next(pid for pid in children_of(process.pid) if b"RANK=0\0" in Path(f"/proc/{pid}/environ").read_bytes())
+    os.kill(first, signal.SIGKILL)
+    out, told = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, told
+    assert "rank 0 (was killed by SIGKILL)" in told
+    digest = json.loads(alone)["weights_sha256"]
+    assert json.loads((run / "result.json").read_text())["weights_sha256"] == digest, err
+    assert json.loads(out)["weights_sha256"] == digest
+    assert json.loads(out)["world_size"] == 1
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_the_wrapper_pins_and_prefers_memory() -> None:

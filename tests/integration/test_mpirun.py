@@ -179,6 +179,47 @@ def test_a_launcher_killed_leaves_nothing(cluster: Cluster) -> None:
     ended(cluster.start("logs", cluster.job, "--rank", "1", "--follow"))
 
 
+GO_ON = """\
+import os, sys, time
+from pathlib import Path
+place, rank = Path(sys.argv[1]), os.environ["RANK"]
+(place / f"ready-{rank}").write_text(str(os.getpid()))
+while not (place / "go").exists():
+    time.sleep(0.05)
+print("end of", rank)
+"""
+
+
+def test_in_an_elastic_job_the_others_go_on(cluster: Cluster) -> None:
+    process = cluster.run(sys.executable, "-c", GO_ON, cluster.folder, options=("--elastic",))
+    cluster.until(lambda: len(list(cluster.folder.glob("ready-*"))) == 3, "ranks are ready")
+    os.kill(int((cluster.folder / "ready-1").read_text()), signal.SIGKILL)
+    assert process.stderr is not None
+    told = next(line for line in process.stderr if "is lost" in line)
+    assert "rank 1 on node2 is lost: it was killed by SIGKILL" in told
+    assert "2 others go on" in told
+    (cluster.folder / "go").touch()
+    out, err = ended(process)
+    assert (process.returncode, out) == (0, "end of 0\n"), err
+    assert "it lost rank 1 (was killed by SIGKILL)" in err
+    cluster.until(lambda: not cluster.left(), "nothing is left")
+
+
+def test_after_a_host_died_an_elastic_job_starts_again_without_it(cluster: Cluster) -> None:
+    process = cluster.run(sys.executable, "-c", GO_ON, cluster.folder, options=(
+        "--elastic", "--set", "restarts=1", "--set", "restart_wait_s=0"))
+    cluster.until(lambda: len(list(cluster.folder.glob("ready-*"))) == 3, "ranks are ready")
+    ssh = cluster.folder / "bin" / "ssh"
+    ssh.write_text(ssh.read_text().replace("export look", '[ "$node" = node3 ] && exit 255\nexport look'))
+    cluster.nodes.kill("node3")
+    cluster.until(lambda: len(list(cluster.job.glob("attempt-002/rank-*.json"))) == 2, "two ranks run")
+    (cluster.folder / "go").touch()
+    out, err = ended(process)
+    assert (process.returncode, out) == (0, "end of 0\n"), err
+    assert "node3 can not take ranks now: left out" in err
+    cluster.until(lambda: not cluster.left(), "nothing is left")
+
+
 def test_a_host_that_dies_is_named(cluster: Cluster) -> None:
     process = cluster.run(sys.executable, "-c", FAIL.replace('== "2"', '== "none"'))
     cluster.until(lambda: len(list(cluster.job.glob("attempt-001/rank-*.json"))) == 3, "ranks run")

@@ -205,6 +205,37 @@ def test_the_model_is_the_same(site: Site, training: Training) -> None:
     assert training.digest in site.ask("logs", job)[0]
 
 
+def test_an_elastic_job_goes_on_without_a_rank_that_was_killed(site: Site) -> None:
+    stub = Stub(site, nodes=3, more="elastic: true", total=60)
+    job = stub.submit()
+    stub.begun()
+    report = json.loads((job / "attempt-001/rank-1.json").read_text())
+    ranks = [pid for pid in site.slurm.nodes.pids(report["host"])
+             if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1:2] == [str(site.folder / "stub.py").encode()]]
+    assert len(ranks) == 1
+    os.kill(ranks[0], signal.SIGKILL)
+    assert site.ended(job) == "COMPLETED", site.words()
+    told = (job / "log/launch.log").read_text()
+    assert f"rank 1 on {report['host']} is lost: it was killed by SIGKILL" in told
+    assert "it lost rank 1 (was killed by SIGKILL)" in told
+    assert stub.saved() == [60, 60]
+
+
+@pytest.mark.soak  # half a minute until a host counts as lost
+def test_an_elastic_job_goes_on_without_a_dead_node(site: Site) -> None:
+    stub = Stub(site, nodes=3, more="elastic: true", total=100)
+    job = stub.submit()
+    stub.begun()
+    dead = json.loads((job / "attempt-001/rank-2.json").read_text())["host"]
+    site.slurm.nodes.kill(dead)
+    site.until(lambda: f"{dead}: no sign of life" in (job / "log/launch.log").read_text(), "it is told")
+    state = site.ended(job, empty=False)
+    site.slurm.revive(dead)
+    assert state == "COMPLETED", site.words()
+    assert "it lost rank 2 (left no last word)" in (job / "log/launch.log").read_text()
+    assert stub.saved() == [100, 100]
+
+
 @pytest.mark.soak  # a minute and a half
 def test_preempted_and_requeued_then_a_node_dies(site: Site, training: Training) -> None:
     run = site.folder / "run"

@@ -36,9 +36,9 @@ def test_two_sockets() -> None:
     assert made.ranks[1].environment == {
         "OMP_NUM_THREADS": "2", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
         "GROUP_RANK": "0", "GROUP_WORLD_SIZE": "1", "ROLE_NAME": "default", "ROLE_RANK": "1", "ROLE_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": PORT_LATER,
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": PORT_LATER, "TORCHELASTIC_RESTART_COUNT": "0",
     }
-    assert OWN_NAMES - {"TORCHELASTIC_ERROR_FILE"} <= made.ranks[0].environment.keys()
+    assert OWN_NAMES - {"TORCHELASTIC_ERROR_FILE", "LAUNCH_ELASTIC", "LAUNCH_JOIN"} <= made.ranks[0].environment.keys()
 
 
 def test_the_trainer_understands_it() -> None:

@@ -109,3 +109,10 @@ def test_ranks_that_were_not_told_where_to_meet(environment: dict[str, str], mis
 ])
 def test_the_launcher_has_a_name(environment: dict[str, str], launcher: str) -> None:
     assert read_world(environment).launcher == launcher
+
+
+def test_a_rank_that_joins_is_none_yet() -> None:
+    world = read_world({**TORCHRUN, "LAUNCH_ELASTIC": "1", "LAUNCH_JOIN": "1"})
+    assert place(world) == (0, 1, 0, 1)
+    assert world.join
+    assert not read_world({**TORCHRUN, "LAUNCH_ELASTIC": "1"}).join
