@@ -24,8 +24,8 @@ def make_job(path: Path, *, launcher: str = "mpirun", size: int = 3) -> JobFolde
     folder = JobFolder(path)
     folder.create(Job(
         name="a job", launcher=launcher, command=("true",), cwd="/", environment={}, mine={}, threads_per_rank=1,
-        comm_cores=0, hyper_threads=False, allocator="system", interface=None, stop_grace_s=1.0, attached=False, elastic=False,
-        hosts=("node1",), counts=(size,), cluster={}))
+        comm_cores=0, hyper_threads=False, allocator="system", interface=None, stop_grace_s=1.0, attached=False,
+        elastic=False, hosts=("node1",), counts=(size,), cluster={}))
     return folder
 
 

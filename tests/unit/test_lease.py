@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from distrib.elastic.lease import Lease, process_identity
+from distrib.errors import CheckpointError
+from distrib.rundir import RunDir
+
+ELSEWHERE = {"boot": "another", "namespace": "x", "pid": 1, "started": 1.0}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return RunDir(tmp_path / "run")
+
+
+def quiet(_: str) -> None:
+    """Says nothing."""
+
+
+def test_who_trains_refuses_another_until_it_is_released(run: RunDir) -> None:
+    first, second = Lease(run, "a", 5.0), Lease(run, "b", 5.0)
+    first.take(quiet)
+    with pytest.raises(CheckpointError, match="another training"):
+        second.take(quiet)
+    assert first.is_ours()
+    first.release()
+    second.take(quiet)
+    assert second.token == first.token + 1
+    assert not first.is_ours()
+    second.release()
+
+
+def test_a_holder_that_was_killed_here_is_known_at_once(run: RunDir) -> None:
+    code = ("import os, sys; from pathlib import Path; from distrib.elastic.lease import Lease; "
+            "from distrib.rundir import RunDir; Lease(RunDir(Path(sys.argv[1])), 'a', 60.0).take(print); os._exit(9)")
+    subprocess.run([sys.executable, "-c", code, run.root], check=False)
+    began = time.monotonic()
+    lease = Lease(run, "b", 60.0)
+    lease.take(quiet)
+    assert time.monotonic() - began < 60.0
+    assert lease.token == 1
+    lease.release()
+
+
+def held_elsewhere(run: RunDir, sign: int) -> None:
+    run.lease.mkdir(parents=True, exist_ok=True)
+    (run.lease / "000000004.json").write_text(json.dumps({"host": "far", "process": ELSEWHERE, "sign": sign}))
+
+
+def test_a_holder_elsewhere_that_gives_no_sign_is_taken_for_gone(run: RunDir) -> None:
+    held_elsewhere(run, 1)
+    said: list[str] = []
+    lease = Lease(run, "b", 1.0)
+    lease.take(said.append)
+    assert lease.token == 5
+    assert "far" in said[0]
+    lease.release()
+
+
+def test_a_holder_elsewhere_that_gives_signs_is_not_disturbed(run: RunDir) -> None:
+    held_elsewhere(run, 1)
+    timer = threading.Timer(0.3, held_elsewhere, (run, 2))
+    timer.start()
+    with pytest.raises(CheckpointError, match="on far"):
+        Lease(run, "b", 5.0).take(quiet)
+    timer.join()
+
+
+def test_of_many_that_claim_a_token_one_gets_it(run: RunDir) -> None:
+    leases = [Lease(run, str(number), 60.0) for number in range(8)]
+    got: list[bool] = []
+    threads = [threading.Thread(target=lambda lease=lease: got.append(lease.claim(3))) for lease in leases]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(got) == [False] * 7 + [True]
+    assert not Lease(run, "late", 60.0).claim(2)
+    for lease in leases:
+        lease.release()
+
+
+def test_a_holder_gives_signs(run: RunDir) -> None:
+    lease = Lease(run, "a", 0.5)
+    lease.take(quiet)
+    assert not lease.is_unchanged()
+    lease.release()
+    assert lease.newest()[1]["released"]
+
+
+def test_an_identity_is_of_this_process() -> None:
+    assert process_identity() == process_identity()
