@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from tests.rig.faults import AT_STEP, FAULTS, SILENCE_S, World, run_fault  # noqa: E402
+from tests.rig.nodes import make_quota  # noqa: E402
 
 SETTINGS = ("train.steps=200", "checkpoint.every_steps=20")
 
@@ -48,12 +49,43 @@ def main() -> None:
                 samples = f"-{outcome.missing} +{outcome.repeated}"
                 waits = f" ({SILENCE_S:g} s of it silence)" if fault.silent else ""
                 show(fault.name, fault.size, same, samples, outcome.seconds, f"{outcome.step_s:6.3f} s{waits}")
+        if wanted.only in "a rank is held back":
+            held_back(folder, experiment, settings)
         seconds, same = torchrun(folder / "torchrun", experiment, settings, whole)
         show("a rank is killed, restarted by torchrun", 3, same, "", seconds, "")
 
 
 def show(name: str, size: int, same: bool, samples: str, seconds: float, rest: str) -> None:
     print(f"{name:40} {size:5} {'yes' if same else 'NO':5} {samples:8} {seconds:11.2f} s {rest}", flush=True)
+
+
+def held_back(folder: Path, experiment: Path, settings: tuple[str, ...]) -> None:
+    """Images a second of two ranks on a core each; with one held to half a core; and with lanes that move from it."""
+    speeds = []
+    cases = ((None, "false"), (0.5, "false"), (0.5, "true"))
+    for number, (cores, moves) in enumerate(cases):
+        run = folder / f"held-{number}"
+        arguments: list[str | Path] = [experiment]
+        for setting in (*settings, "train.steps=1500", "train.lanes=16", "train.global_batch=256", "comm.backend=gloo",
+                        "watch.every_s=2", f"comm.move_lanes={moves}", "checkpoint.every_steps=0",
+                        "evaluate.every_epochs=100"):
+            arguments += ["--set", setting]
+        with World(run, 2, arguments) as world:
+            for rank, process in enumerate(world.ranks):
+                os.sched_setaffinity(process.pid, {rank})
+            world.until_step(20)
+            group = make_quota(f"held-{os.getpid()}", cores)[0] if cores else None
+            if group is not None:
+                (group / "cgroup.procs").write_text(str(world.ranks[1].pid))
+            time.sleep(20.0)
+            records = world.records()
+        if group is not None:
+            group.rmdir()
+        late = [record for record in records if record["time"] > records[-1]["time"] - 8.0]
+        speeds.append(256 * (len(late) - 1) / (late[-1]["time"] - late[0]["time"]))
+    could = speeds[0] * 0.75
+    print(f"a rank held to half a core: {speeds[1] / could:.2f} of what the cores could give; "
+          f"with lanes that move: {speeds[2] / could:.2f} ({', '.join(f'{speed:.0f}' for speed in speeds)} images/s)")
 
 
 def undisturbed(run: Path, experiment: Path, settings: tuple[str, ...]) -> str:

@@ -57,15 +57,16 @@ class Link:
             raise WorldError(f"rank {world.rank} on {world.host}: the ranks did not meet "
                              f"({str(error).splitlines()[0]})", "nothing was started",
                              "see the other ranks' own messages") from error
+        group = self._group(store)
         self._publish()
-        return self._group(store)
+        return group
 
     def join(self) -> Group:
         """Be taken into a run that is on its way. Raises CheckpointError or WorldError."""
         try:
             document = json.loads(self._run.members.read_bytes())
             places = {int(member): Place(**place) for member, place in document["members"].items()}
-            secret = str(document["secret"])
+            secret, self._backend = str(document["secret"]), str(document["backend"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{self._run.members} can not be read: {error}", "this rank did not join",
                                   "name the --run folder of an elastic run that is training") from error
@@ -154,12 +155,12 @@ class Link:
         return self._lease.newest()[0], is_ours
 
     def _publish(self) -> None:
-        """Where others can join; the leader alone writes it."""
+        """Where others can join, and over which backend; the leader alone writes it."""
         assert self.members is not None
         if not self.is_leader:
             return
         document = {"members": {member: vars(place) for member, place in self.members.places.items()},
-                    "secret": self.members.secret}
+                    "secret": self.members.secret, "backend": self._backend}
         with storage_errors(f"{self._run.members} could not be written", "no rank can join the run"):
             temporary = self._run.members.with_name(f".{self._run.members.name}.{os.getpid()}")
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -20,9 +20,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from launch.local import free_port
+from tests.rig.nodes import Nodes
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 120.0
@@ -57,11 +58,12 @@ class World:
     def start(self, environment: Mapping[str, str], *words: str) -> None:
         argv = [*self._program, "train", *map(str, self.arguments), "--run", str(self.run), "--json", *words]
         number = len(self.ranks)
-        err = self.run.with_name(f"{self.run.name}.{number}.err").open("w")
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
-        self.ranks.append(subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=err, text=True, env=env,
-                                           start_new_session=True))
-        err.close()
+        with self.run.with_name(f"{self.run.name}.{number}.err").open("w") as err:
+            self.ranks.append(self.spawn(argv, {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}, err))
+
+    def spawn(self, argv: list[str], environment: Mapping[str, str], err: TextIO) -> subprocess.Popen[str]:
+        return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=err, text=True,
+                                env={**os.environ, **environment}, start_new_session=True)
 
     def join(self) -> None:
         """Start one rank more."""
@@ -104,6 +106,19 @@ class World:
     def errors(self) -> str:
         files = sorted(self.run.parent.glob(f"{self.run.name}.*.err"))
         return "\n".join(f"{path.name}: {path.read_text()[-1500:]}" for path in files)
+
+
+class NodesWorld(World):
+    """A rank on each of several nodes, all of which see one run folder."""
+
+    def __init__(self, nodes: Nodes, run: Path, arguments: Sequence[str | Path]) -> None:
+        super().__init__(run, len(nodes.names), arguments)
+        self._nodes = nodes
+
+    def spawn(self, argv: list[str], environment: Mapping[str, str], err: TextIO) -> subprocess.Popen[str]:
+        here = {"MASTER_ADDR": self._nodes.address("node1"), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+        return self._nodes.start(self._nodes.names[len(self.ranks)], argv, {**environment, **here},
+                                 stdout=subprocess.PIPE, stderr=err, start_new_session=True, cwd=ROOT)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,20 @@ def why_not() -> str | None:
     return None if done.returncode == 0 else "this kernel makes no network namespaces"
 
 
+def make_quota(name: str, cores: float) -> tuple[Path, bool]:
+    """A new control group whose processes get no more than so many cores; and whether it is of cgroup v1."""
+    v1 = Path("/sys/fs/cgroup/cpu/cpu.shares").exists()
+    group = Path("/sys/fs/cgroup/cpu" if v1 else "/sys/fs/cgroup", name)
+    group.mkdir()
+    quota, period = round(cores * 100_000), 100_000
+    if v1:
+        (group / "cpu.cfs_period_us").write_text(str(period))
+        (group / "cpu.cfs_quota_us").write_text(str(quota))
+    else:
+        (group / "cpu.max").write_text(f"{quota} {period}")
+    return group, v1
+
+
 SSH = """\
 #!/bin/sh
 while :; do case "$1" in -[bcDEeFIiJLlmOopQRSWw]) shift 2;; -*) shift;; *) break;; esac; done
@@ -93,16 +107,8 @@ class Nodes:
 
     def hold(self, name: str, cores: float) -> None:
         """Give what is started on a node from now on no more than so many cores, by a CPU quota. Raises OSError."""
-        v1 = Path("/sys/fs/cgroup/cpu/cpu.shares").exists()
-        group = Path("/sys/fs/cgroup/cpu" if v1 else "/sys/fs/cgroup", self._space(name))
-        group.mkdir()
+        group, v1 = make_quota(self._space(name), cores)
         self._groups.append(group)
-        quota, period = round(cores * 100_000), 100_000
-        if v1:
-            (group / "cpu.cfs_period_us").write_text(str(period))
-            (group / "cpu.cfs_quota_us").write_text(str(quota))
-        else:
-            (group / "cpu.max").write_text(f"{quota} {period}")
         # In a namespace /sys/fs/cgroup is empty, where a real node sees its own, and a caller of ssh is in one too.
         see = ("mount -t tmpfs none /sys/fs/cgroup; mkdir /sys/fs/cgroup/cpu; "
                "mount -t cgroup -o cpu none /sys/fs/cgroup/cpu" if v1 else "mount -t cgroup2 none /sys/fs/cgroup")
