@@ -254,6 +254,21 @@ def test_an_elastic_job_does_not_wait_for_ranks_that_hang(site: Site) -> None:
     assert f"{host}: no sign of life for 30 s from rank 2" in (job / "log/launch.log").read_text()
 
 
+@pytest.mark.soak
+def test_an_elastic_job_that_is_preempted_saves_and_is_requeued(site: Site) -> None:
+    stub = Stub(site, nodes=2, more="elastic: true\nrestarts: 3", total=150)
+    job = stub.submit()
+    stub.begun()
+    site.slurm.ask("sbatch", "--partition=high", "--nodelist=node[1-4]", "--exclusive", "--output=/dev/null",
+                   "--wrap=sleep 1")
+    site.until(lambda: "preempted: requeued" in (job / "log/launch.log").read_text(), "requeued")
+    assert all(0 < step < 150 for step in stub.saved())
+    assert len(stub.saved()) == 2
+    assert site.ended(job) == "COMPLETED", site.words()
+    assert site.status(job)["attempt"] == 2
+    assert stub.saved() == [150, 150]
+
+
 @pytest.mark.soak  # a minute and a half
 def test_preempted_and_requeued_then_a_node_dies(site: Site, training: Training) -> None:
     run = site.folder / "run"
