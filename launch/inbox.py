@@ -44,13 +44,12 @@ def signal_inbox(stops: Sequence[signal.Signals] = STOPS) -> Iterator[int]:
         os.close(write)
 
 
-def sleep_until_stopped(seconds: float, stops: Sequence[signal.Signals] = STOPS) -> int:
-    """Wait; the number of the signal that asks to stop meanwhile, or 0."""
+def wait_for_stop(inbox: int, seconds: float, stops: Sequence[signal.Signals] = STOPS) -> int:
+    """Wait so long; the number of the signal that asks to stop meanwhile, or 0."""
     deadline = time.monotonic() + seconds
-    with signal_inbox(stops) as inbox:
-        while (left := deadline - time.monotonic()) > 0:
-            if select.select([inbox], [], [], left)[0]:
-                for number in os.read(inbox, 4096):
-                    if number in stops:
-                        return number
+    while (left := deadline - time.monotonic()) > 0:
+        if select.select([inbox], [], [], left)[0]:
+            for number in os.read(inbox, 4096):
+                if number in stops:
+                    return number
     return 0

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from launch.inbox import STOPS, say, sleep_until_stopped
+from launch.inbox import STOPS, say, signal_inbox, wait_for_stop
 from launch.report import Ending
 
 LONG_S = 600.0
@@ -83,7 +83,7 @@ class Restarts:
         if pause is None:
             say(f"given up after {self._most} restart{'s' if self._most > 1 else ''} in a row")
             return outcome
-        say(f"the job failed; it starts again in {pause:g} s (restart {self._used} of {self._most})")
-        if stopped := sleep_until_stopped(pause, stops):
-            return replace(outcome, code=128 + stopped, stopped=stopped)
-        return None
+        with signal_inbox(stops) as inbox:
+            say(f"the job failed; it starts again in {pause:g} s (restart {self._used} of {self._most})")
+            stopped = wait_for_stop(inbox, pause, stops)
+        return replace(outcome, code=128 + stopped, stopped=stopped) if stopped else None

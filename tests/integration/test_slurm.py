@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -221,19 +222,52 @@ def test_an_elastic_job_goes_on_without_a_rank_that_was_killed(site: Site) -> No
     assert stub.saved() == [60, 60]
 
 
-@pytest.mark.soak  # half a minute until a host counts as lost
+@pytest.mark.soak
 def test_an_elastic_job_goes_on_without_a_dead_node(site: Site) -> None:
-    stub = Stub(site, nodes=3, more="elastic: true", total=100)
+    stub = Stub(site, nodes=3, more="elastic: true", total=150)
     job = stub.submit()
     stub.begun()
     dead = json.loads((job / "attempt-001/rank-2.json").read_text())["host"]
     site.slurm.nodes.kill(dead)
-    site.until(lambda: f"{dead}: no sign of life" in (job / "log/launch.log").read_text(), "it is told")
     state = site.ended(job, empty=False)
     site.slurm.revive(dead)
     assert state == "COMPLETED", site.words()
     assert "it lost rank 2 (left no last word)" in (job / "log/launch.log").read_text()
-    assert stub.saved() == [100, 100]
+    assert stub.saved() == [150, 150]
+
+
+@pytest.mark.soak  # half a minute until a host counts as lost
+def test_an_elastic_job_does_not_wait_for_ranks_that_hang(site: Site) -> None:
+    stub = Stub(site, nodes=3, more="elastic: true", total=50)
+    job = stub.submit()
+    stub.begun()
+    host = json.loads((job / "attempt-001/rank-2.json").read_text())["host"]
+    hung = [int(line.split()[1]) for line in site.slurm.left() if line.startswith(f"{host}:")]
+    try:
+        for pid in hung:
+            os.kill(pid, signal.SIGSTOP)
+        site.until(lambda: "it lost rank 2 (left no last word)" in (job / "log/launch.log").read_text(), "it ends")
+    finally:
+        for pid in hung:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+    assert site.ended(job) == "COMPLETED", site.words()
+    assert f"{host}: no sign of life for 30 s from rank 2" in (job / "log/launch.log").read_text()
+
+
+@pytest.mark.soak
+def test_an_elastic_job_that_is_preempted_saves_and_is_requeued(site: Site) -> None:
+    stub = Stub(site, nodes=2, more="elastic: true\nrestarts: 3", total=150)
+    job = stub.submit()
+    stub.begun()
+    site.slurm.ask("sbatch", "--partition=high", "--nodelist=node[1-4]", "--exclusive", "--output=/dev/null",
+                   "--wrap=sleep 1")
+    site.until(lambda: "preempted: requeued" in (job / "log/launch.log").read_text(), "requeued")
+    assert all(0 < step < 150 for step in stub.saved())
+    assert len(stub.saved()) == 2
+    assert site.ended(job) == "COMPLETED", site.words()
+    assert site.status(job)["attempt"] == 2
+    assert stub.saved() == [150, 150]
 
 
 @pytest.mark.soak  # a minute and a half
