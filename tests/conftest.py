@@ -21,8 +21,9 @@ from distrib.durable import sha256_file
 
 MakeDataset = Callable[..., Path]
 REPOSITORY = Path(__file__).resolve().parent.parent
-# A script that runs in the background has it ignored, and so would all that tests start and interrupt.
+# A script that runs in the background, or under nohup, has them ignored, and so would all that tests start and signal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def draw_image(label: int, rng: np.random.Generator, side: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

@@ -101,7 +101,7 @@ class Group:
             if self._group is None:
                 raise RuntimeError("the group was left before")
             work = self._group.allreduce([tensor], options)
-        self._under_way.append(work)
+        self._note(work)
         return Pending(self, work)
 
     def all_reduce(self, tensor: Tensor, operation: Literal["sum", "max"] = "sum") -> None:
@@ -117,7 +117,7 @@ class Group:
                 options = dist.BroadcastOptions()
                 options.rootRank, options.rootTensor = source, 0
                 work = self._group.broadcast([tensor], options)
-                self._under_way.append(work)
+                self._note(work)
                 self._wait(work)
 
     def broadcast_bytes(self, content: bytes | None, source: int = 0) -> bytes:
@@ -181,18 +181,19 @@ class Group:
         if self._meeting is not None:
             self._meeting.check()
 
+    def _note(self, work: dist.Work) -> None:
+        if self._meeting is not None:
+            self._under_way.append(work)
+
     def _wait(self, work: dist.Work) -> None:
         """Raises RuntimeError, and what the meeting's check raises."""
         if self._meeting is None:
             work.wait()
-        else:
-            self._wait_in_slices(work)
-        self._under_way.remove(work)
-
-    def _wait_in_slices(self, work: dist.Work) -> None:
+            return
         while True:
             try:
                 work.wait(_SLICE)
+                self._under_way.remove(work)
                 return
             except RuntimeError:  # an error of the work, or the slice is over
                 self._check()

@@ -149,6 +149,5 @@ class Lease:
         return self._folder / f"{token:09d}.json"
 
     def _taken(self, holder: dict[str, Any]) -> CheckpointError:
-        return CheckpointError(f"another training is writing into {self._folder.parent} (on {holder.get('host')}, "
-                               f"process {holder.get('process', {}).get('pid')})", "nothing was started",
-                               "wait for it, end it, or give another --run folder")
+        return CheckpointError(f"another training is writing into {self._folder.parent}, on {holder.get('host')}",
+                               "nothing was started", "wait for it, end it, or give another --run folder")

@@ -24,7 +24,7 @@ from distrib.checkpoint import CheckpointWriter, newest_checkpoint
 from distrib.comm.group import Group, can_be_elastic
 from distrib.config import Experiment
 from distrib.data.manifest import DatasetRecord, Manifest, class_counts
-from distrib.data.order import carried_lanes
+from distrib.data.order import Order, carried_lanes
 from distrib.data.shards import ShardReader
 from distrib.data.stream import Stream
 from distrib.durable import replace_file
@@ -42,7 +42,7 @@ from distrib.train.environment import describe_environment, record_environment
 from distrib.train.guard import Guard, Snapshot, whole_source
 from distrib.train.ledger import Ledger
 from distrib.train.log import RunLog
-from distrib.train.loop import Best, Pause, Progress, Trained, Trainer, total_steps
+from distrib.train.loop import Best, Pause, Progress, Trained, Trainer, Validate, total_steps
 from distrib.train.optimise import (
     MovingAverage,
     build_optimizer,
@@ -279,11 +279,15 @@ class _Rank:
         self._prepare(experiment, group)
         state = self._state
         assert state is not None
+        # Mistakes show here, before anything is written.
+        weights_K = class_weights(experiment.train, class_counts(self._samples.labels, len(self._samples.classes)))
+        order = training_order(experiment, self._samples)
+        validate = validator(experiment, self._settled.manifest, state.model, group)
         if not self._guard.agree(group, state.tensors(), state.exponents, state.progress):  # what all begin with
             self._go_back(state, group)
         while True:
             self._begin_to_write(experiment, group)
-            trained, trainer = self._train_together(experiment, group, state)
+            trained, trainer = self._train_together(experiment, group, state, weights_K, order, validate)
             if trained.pause is Pause.DISAGREED:
                 self._go_back(state, group)
             elif trained.pause is Pause.REGROUP:
@@ -337,16 +341,15 @@ class _Rank:
         self._writer = CheckpointWriter(self._run, experiment.checkpoint.keep_last, self._log.note,
                                         permitted=self._lease.is_ours)
 
-    def _train_together(self, experiment: Experiment, group: Group, state: _State) -> tuple[Trained, Trainer]:
+    def _train_together(self, experiment: Experiment, group: Group, state: _State, weights_K: Tensor | None,
+                        order: Order, validate: Validate | None) -> tuple[Trained, Trainer]:
         train, data, samples, progress = experiment.train, experiment.data, self._samples, state.progress
         steps = total_steps(experiment, len(samples))
-        weights_K = class_weights(train, class_counts(samples.labels, len(samples.classes)))
         reduction = None
         if train.local_steps == 1:
             reduction = build_reduction(train, group, state.model, experiment.seed)
             if state.exponents:
                 reduction.load_state(state.exponents)
-        order = training_order(experiment, samples)
         if len(self._counts) != group.size:
             self._counts = [len(carried_lanes(rank, group.size, train.lanes)) for rank in range(group.size)]
         counts, lanes = self._counts, lanes_of(group.rank, self._counts)
@@ -388,7 +391,7 @@ class _Rank:
                 agree=agree, moves=moves, guarded=self._guard.is_due,
                 experiment=experiment, num_samples=len(samples), total_steps=steps, model=state.model,
                 optimizer=state.optimizer, pace=pace, average=state.average, progress=progress,
-                validate=validator(experiment, self._settled.manifest, state.model, group),
+                validate=validate,
                 log=log, writer=self._writer if self._leads else None, wish=self._wish, watch=watch,
             )
             if self._leads and self._link is not None and self._link.last is not None and progress.step:

@@ -77,6 +77,7 @@ def test_a_disk_that_fills_and_is_freed_costs_nothing_of_the_model(start: Start,
         assert said.count("warning: the checkpoint of step") == 1
 
 
+@pytest.mark.soak
 def test_a_run_folder_that_goes_away_ends_the_run_with_what_is_kept(start: Start, experiment: Path,
                                                                     tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "8m") as disk:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from launch.local import free_port
+from launch.processes import remove_shared_memory
 from tests.rig.nodes import Nodes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,6 +55,7 @@ class World:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             process.communicate()
+            remove_shared_memory(process.pid)
 
     def start(self, environment: Mapping[str, str], *words: str) -> None:
         argv = [*self._program, "train", *map(str, self.arguments), "--run", str(self.run), "--json", *words]
