@@ -1,4 +1,4 @@
-"""What a fault costs an elastic run of the digits demo, beside torchrun's restart of the same training.
+"""What a fault costs an elastic run of the digits demo.
 
     python benchmarks/faults.py [--backend gloo] [--only TEXT]
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from tests.rig.faults import AT_STEP, FAULTS, SILENCE_S, World, run_fault  # noqa: E402
+from tests.rig.faults import FAULTS, SILENCE_S, World, run_fault  # noqa: E402
 from tests.rig.nodes import make_quota  # noqa: E402
 
 SETTINGS = ("train.steps=200", "checkpoint.every_steps=20")
@@ -35,8 +34,9 @@ def main() -> None:
         folder = Path(temporary)
         subprocess.run([sys.executable, ROOT / "examples/digits/make_digits.py", folder / "digits"], check=True,
                        stdout=subprocess.DEVNULL)
-        subprocess.run([sys.executable, "-m", "distrib", "prepare", folder / "digits", "--out", folder / "dataset"],
-                       check=True, capture_output=True, cwd=ROOT)
+        subprocess.run([sys.executable, "-m", "distrib", "prepare", folder / "digits/images", "--labels",
+                        folder / "digits/labels.csv", "--image-column", "image", "--label-column", "label", "--out",
+                        folder / "dataset"], check=True, capture_output=True)
         settings = (*SETTINGS, f"data.dataset={folder / 'dataset'}")
         experiment = ROOT / "examples/digits/digits.yaml"
         whole = undisturbed(folder / "whole", experiment, settings)
@@ -51,8 +51,6 @@ def main() -> None:
                 show(fault.name, fault.size, same, samples, outcome.seconds, f"{outcome.step_s:6.3f} s{waits}")
         if wanted.only in "a rank is held back":
             held_back(folder, experiment, settings)
-        seconds, same = torchrun(folder / "torchrun", experiment, settings, whole)
-        show("a rank is killed, restarted by torchrun", 3, same, "", seconds, "")
 
 
 def show(name: str, size: int, same: bool, samples: str, seconds: float, rest: str) -> None:
@@ -94,25 +92,6 @@ def undisturbed(run: Path, experiment: Path, settings: tuple[str, ...]) -> str:
                           check=True, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     digest: str = json.loads(done.stdout)["weights_sha256"]
     return digest
-
-
-def torchrun(run: Path, experiment: Path, settings: tuple[str, ...], whole: str) -> tuple[float, bool]:
-    """(seconds from a kill to the first step beyond those that were done before, whether the model is the same)."""
-    words = [word for setting in settings for word in ("--set", setting)]
-    argv = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "3", "--max-restarts", "3",
-            "--monitor-interval", "0.1", "-m", "distrib", "train", str(experiment), *words, "--set",
-            "comm.backend=gloo", "--run", str(run)]
-    world = World(run, 0, [])
-    process = subprocess.Popen(argv, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not world.records() or world.records()[-1]["step"] < AT_STEP:
-        time.sleep(0.005)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(children[1]), signal.SIGKILL)
-    at, before = time.time(), world.records()[-1]["step"]
-    process.wait()
-    after = min(record["time"] for record in world.records() if record["step"] > before + 1)
-    return after - at, json.loads((run / "result.json").read_text())["weights_sha256"] == whole
 
 
 if __name__ == "__main__":
