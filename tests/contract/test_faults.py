@@ -14,11 +14,11 @@ from distrib.comm.table import backend_module
 from tests.conftest import EXPERIMENT
 from tests.rig.faults import FAULTS, Fault, run_fault, run_storm
 
-OVERRIDES = ("train.steps=70", "evaluate.every_epochs=5")
-QUICK = {
-    "gloo": {"rank 0 is killed", "rank 0 is killed during a regroup", "a rank is stopped", "a rank is added",
+OVERRIDES = ("train.steps=150", "evaluate.every_epochs=5")
+QUICK: dict[str, set[str]] = {
+    "gloo": {"rank 0 is killed", "rank 0 is killed during a regroup", "a rank is stopped",
              "a bit flips in one of three"},
-    "oneccl": {"rank 0 is killed"},
+    "oneccl": set(),  # three ranks that poll need a core each
 }
 """The others with `make soak`: importing torch in all their processes takes most of the time."""
 
