@@ -87,7 +87,6 @@ class Link:
             if self._tries > MOST_TRIES:
                 raise WorldError(f"the ranks came together {MOST_TRIES} times without getting a step further",
                                  "the run was ended", "look at the network and at the ranks' own messages")
-            began = time.monotonic()
             self.last = self.members.regroup(position, self._claim, self._comm.timeout_s)
             self._world = self._world_of(self.last)
             self._tell_lost(self.last)
@@ -97,7 +96,7 @@ class Link:
                 store = TCPStore(address, port, None, is_master=False, timeout=self._timeout)
                 group = self._group(PrefixStore(f"view/{self.last.view.epoch}", store))
             except (RuntimeError, WorldError):
-                if not self.members.alarm.is_set() and time.monotonic() - began < self._comm.silence_s:
+                if not self.members.alarm.is_set():
                     time.sleep(0.05)  # the loss that broke it will be heard of
                 continue
             return group

@@ -129,9 +129,8 @@ class Members:
         self._places = {other: Place(**json.loads(store.get(f"members/{other}"))) for other in range(size)}
         self._known = Knowledge(me, View(epoch, tuple(range(size)), size))
         for other in range(me):
-            self._connect(other, self._places[other])
+            self._open(self._places[other], other)
         self._thread.start()
-        store.set(f"members/ready/{me}", "")
         deadline = time.monotonic() + self._patience_s
         with self._changed:
             while not self._changed.wait_for(lambda: self._is_complete() or self.alarm.is_set(), 1.0):
@@ -320,7 +319,7 @@ class Members:
         for member in view.members:  # those that joined together do not know each other yet
             if member < self.me and all(peer.member != member for peer in self._peers):
                 with contextlib.suppress(OSError):
-                    self._connect(member, self._places[member])
+                    self._open(self._places[member], member)
         self._sync_alarm()
         self._poke()
         return Regrouped(view, self._places,
@@ -364,9 +363,6 @@ class Members:
         peer.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._peers.append(peer)
         self._selector.register(peer.socket, selectors.EVENT_READ, peer)
-
-    def _connect(self, member: int, place: Place) -> None:
-        self._open(place, member)
 
     def _open(self, place: Place, member: int | None) -> None:
         connection = socket.create_connection((place.address, place.port), _CONNECT_S)

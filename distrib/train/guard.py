@@ -87,9 +87,9 @@ class Guard:
                                  "test the host's memory and processor before it trains again")
 
 
-def whole_source(group: Group, kept: Snapshot | None) -> tuple[int, bool]:
+def whole_source(group: Group, is_whole: bool) -> tuple[int, bool]:
     """Collective: (lowest rank whose copy is whole, whether every rank's is). Raises WorldError if none is."""
-    whole = group.rows_of_all(np.array([float(kept is not None and kept.is_whole)]))[:, 0] > 0
+    whole = group.rows_of_all(np.array([float(is_whole)]))[:, 0] > 0
     if not whole.any():
         raise WorldError("no rank has a copy of the last state that all agreed on", "the run was ended",
                          "start again to go on from the newest checkpoint")

@@ -218,16 +218,20 @@ def _level(state: _State, group: Group, source: int) -> None:
 
 def _take(state: _State, group: Group, source: int, model: Mapping[str, Tensor] | None,
           optimizer: Mapping[str, Tensor] | None, average: Mapping[str, Tensor] | None) -> None:
-    """Collective: the tensors that rank ``source`` gives, into the state of every rank."""
-    weights = broadcast_tensors(group, model, source)
+    """Collective: the tensors that rank ``source`` gives, into the state of every rank.
+
+    All have come before the first is taken: a rank that is interrupted holds no mixture of two steps.
+    """
+    weights, moments = broadcast_tensors(group, model, source), broadcast_tensors(group, optimizer, source)
+    averages = broadcast_tensors(group, average, source) if state.average is not None else None
     try:
         state.model.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"the checkpoint does not fit the model: {str(error).splitlines()[-1].strip()}",
                               "the run was not continued", "use the code that the run was begun with") from error
-    load_optimizer_tensors(state.model, state.optimizer, broadcast_tensors(group, optimizer, source))
-    if state.average is not None:
-        state.average.load(broadcast_tensors(group, average, source))
+    load_optimizer_tensors(state.model, state.optimizer, moments)
+    if state.average is not None and averages is not None:
+        state.average.load(averages)
 
 
 class _Rank:
@@ -258,6 +262,10 @@ class _Rank:
             self._imports.start()
 
     @property
+    def _has_new_members(self) -> bool:
+        return self._link is not None and self._link.has_new_members
+
+    @property
     def position(self) -> Position:
         """Where this rank stands between views."""
         if self._state is None:
@@ -270,8 +278,7 @@ class _Rank:
         What is raised leaves the state at a step boundary.
         """
         self._leads = group.world.is_first
-        link = self._link
-        if self._experiment is None or (link is not None and link.has_new_members):
+        if self._experiment is None or self._has_new_members:
             if group.size > 1 and self._experiment is None:
                 self._tell(f"communication: {group.backend} ({group.choice.why})")
             self._experiment = agree_on_experiment(self._settled, group)
@@ -301,31 +308,22 @@ class _Rank:
     def _prepare(self, experiment: Experiment, group: Group) -> None:
         """Collective: give every rank of the view the same state."""
         last = self._link.last if self._link is not None else None
-        fresh = self._state is None
-        if fresh or (last is not None and self._link is not None and self._link.has_new_members):
-            state = _fresh_state(experiment, len(self._settled.manifest.classes), group, self._tell)
-            if fresh:
-                self._state = None
-        else:
-            state = None
+        state = self._state
+        if state is None or self._has_new_members:  # who has a state helps those that have none to begin
+            fresh = _fresh_state(experiment, len(self._settled.manifest.classes), group, self._tell)
+            state = state or fresh
         if last is None or max(last.positions.values()) == NOTHING_YET:
-            assert state is not None
             _restore(state, self._run, group, self._tell)
-        else:
-            state = self._state or state
-            assert state is not None
-            if not last.is_level:
-                _level(state, group, last.view.members.index(last.source))
-        self._state = self._state or state
-        set_training(self._state.model)
+        elif not last.is_level:
+            _level(state, group, last.view.members.index(last.source))
+        self._state = state
+        set_training(state.model)
 
     def _begin_to_write(self, experiment: Experiment, group: Group) -> None:
         """Collective. The leader opens the log and the checkpoints, if it did not lead before."""
         state = self._state
         assert state is not None
-        first_time = not self._environment
-        last = self._link.last if self._link is not None else None
-        if first_time or (last is not None and self._link is not None and self._link.has_new_members):
+        if not self._environment or self._has_new_members:
             train = experiment.train
             self._environment = describe_environment(group.world, self._settled.manifest.sha256,
                                                      [ipex.PACKAGE] if train.ipex else [])
@@ -406,9 +404,10 @@ class _Rank:
     def _go_back(self, state: _State, group: Group) -> None:
         """Collective: bring every rank to the last state that all agreed on."""
         kept = self._guard.kept
-        source, all_whole = whole_source(group, kept)
-        if kept is not None and kept.is_whole:
+        is_whole = kept is not None and kept.is_whole
+        if kept is not None and is_whole:  # before anything collective: who is left alone must not go on with the rest
             state.put(kept)
+        source, all_whole = whole_source(group, is_whole)
         if not all_whole:
             _level(state, group, source)
             self._guard.kept = None

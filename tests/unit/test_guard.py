@@ -55,7 +55,7 @@ def test_a_copy_that_was_spoilt_itself_is_not_gone_back_to() -> None:
     made.kept.tensors["w"][1] = 7
     assert not made.kept.is_whole
     with pytest.raises(WorldError, match="no rank has a copy"):
-        whole_source(Ranks(0, 2), made.kept)  # type: ignore[arg-type]
+        whole_source(Ranks(0, 2), made.kept.is_whole)  # type: ignore[arg-type]
 
 
 def test_a_rank_that_differs_again_and_again_is_ended() -> None:
