@@ -387,9 +387,7 @@ def death(group: Group, when: str, victim: int, subgroups: bool) -> Results:
             group.all_reduce(tensor)
     except WorldError:
         took = time.monotonic() - begun
-        # Horovod's own thread now and then waits out its timeout, where the others are told by their kernel.
-        limit_s = 25 if group.backend == "horovod" else 5
-        return {"death": None if took < limit_s else f"the error came after {took:.1f} s"}
+        return {"death": None if took < 5 else f"the error came after {took:.1f} s"}
     return {"death": "a thousand sums without one rank"}
 
 
