@@ -40,7 +40,7 @@ def version() -> str:
     return "torch " + importlib.metadata.version("torch")
 
 
-def create(store: Any, rank: int, size: int, timeout: datetime.timedelta) -> Any:
+def create_apart(store: Any, rank: int, size: int, timeout: datetime.timedelta) -> Any:
     """A group outside torch's table of groups; see `distrib.comm.table.creator`."""
     import torch.distributed as dist
 

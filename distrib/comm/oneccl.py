@@ -9,7 +9,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import datetime
+import importlib.machinery
 import importlib.util
+import itertools
 import json
 import os
 import socket
@@ -42,7 +44,11 @@ LEFT_S = 600.0
 """Age from which shared memory of a process that is gone is removed: all its peers have opened it long before."""
 
 _world = World()
-_is_settled = False
+_settled: set[str] = set()
+"""Names of the copies of the extension that have read their environment."""
+_copies = itertools.count()
+_own_settings: dict[str, str] = {}
+"""What is set here, and not by the site."""
 
 
 def missing() -> str | None:
@@ -82,17 +88,29 @@ def prepare(world: World) -> str:
 
 def create(store: Any, rank: int, size: int, timeout: datetime.timedelta) -> Any:
     """c10d's call for every group; the first is that of all ranks."""
-    global _is_settled
+    return _create(_extension(), store, rank, size, timeout)
+
+
+def create_apart(store: Any, rank: int, size: int, timeout: datetime.timedelta) -> Any:
+    """A group of all ranks in a copy of oneCCL of its own.
+
+    oneCCL can not put away a communicator that has lost a peer, and what is left of it (operations, connections,
+    errors that nobody has read) makes the next one hang or fail now and then. Nothing of it reaches another copy.
+    """
+    return _create(_copy_of_extension(), store, rank, size, timeout)
+
+
+def _create(extension: ModuleType, store: Any, rank: int, size: int, timeout: datetime.timedelta) -> Any:
     address = own_address(_world.master_addr)
     keeper = ("the launcher" if _world.store_is_hosted else "rank 0") + f" on {_keeper_host(_world, address)}"
     # From here on a lost peer is noticed.
-    peers = _extension().Peers(store, rank, size, timeout, address, f"rank {_world.rank} on {_world.host}", keeper)
-    if not _is_settled:  # oneCCL reads its environment once
+    peers = extension.Peers(store, rank, size, timeout, address, f"rank {_world.rank} on {_world.host}", keeper)
+    if extension.__name__ not in _settled:  # oneCCL reads its environment once
         remove_left_memory(time.time())
         _settle(_world, peers, rank, size, address)
-        _extension().pin(_world.comm_cpus)
-        _is_settled = True
-    return _extension().create(peers)
+        extension.pin(_world.comm_cpus)
+        _settled.add(extension.__name__)
+    return extension.create(peers)
 
 
 def remove_left_memory(now: float) -> None:
@@ -177,7 +195,8 @@ def _settle(world: World, peers: Any, rank: int, size: int, address: str) -> Non
         **({"CCL_KVS_IFACE": interface, "FI_TCP_IFACE": interface} if interface else {}),
     }
     for name, value in wanted.items():
-        os.environ.setdefault(name, value)
+        if os.environ.get(name) == _own_settings.get(name):
+            os.environ[name] = _own_settings[name] = value
 
 
 def _boot_id() -> str:
@@ -202,15 +221,26 @@ def _folder() -> Path:
 
 def _extension() -> ModuleType:
     """The compiled extension, loaded once. Raises ImportError."""
-    if NAME in sys.modules:
-        return sys.modules[NAME]
+    if NAME not in sys.modules:
+        sys.modules[NAME] = _load(NAME, _folder() / f"{NAME}.so")
+    return sys.modules[NAME]
+
+
+def _copy_of_extension() -> ModuleType:
+    """Another copy of the compiled extension, with static data of its own; 2 MB that stay. Raises ImportError."""
+    name = f"copy{next(_copies)}.{NAME}"
+    copy = os.memfd_create(name, 0)  # stays open: a library that is loaded is known by its path
+    os.write(copy, (_folder() / f"{NAME}.so").read_bytes())
+    return _load(name, Path(f"/proc/self/fd/{copy}"))
+
+
+def _load(name: str, path: Path) -> ModuleType:
     import torch  # noqa: F401  # its libraries must be loaded first
 
-    spec = importlib.util.spec_from_file_location(NAME, _folder() / f"{NAME}.so")
+    loader = importlib.machinery.ExtensionFileLoader(name, str(path))
+    spec = importlib.util.spec_from_loader(name, loader)
     assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.modules[NAME] = module
+    loader.exec_module(module)
     atexit.register(module.stop)
     return module

@@ -18,7 +18,7 @@ OVERRIDES = ("train.steps=150", "evaluate.every_epochs=5")
 QUICK: dict[str, set[str]] = {
     "gloo": {"rank 0 is killed", "rank 0 is killed during a regroup", "a rank is stopped",
              "a bit flips in one of three"},
-    "oneccl": set(),  # three ranks that poll need a core each
+    "oneccl": {"rank 0 is killed"},
 }
 """The others with `make soak`: importing torch in all their processes takes most of the time."""
 

@@ -64,6 +64,6 @@ def test_silence_and_leaving(start: Start, action: str) -> None:
 
 
 @pytest.mark.timeout(280)
-def test_survivors_make_a_group_of_their_own_over_tcp(start: Start) -> None:
-    """Over shared memory they can not: oneCCL's transport there stays broken."""
-    check(start, "kill", "training", 3, False, again=True)
+@pytest.mark.parametrize("shared_memory", [True, False])
+def test_survivors_make_a_group_of_their_own(start: Start, shared_memory: bool) -> None:
+    check(start, "kill", "training", 4, shared_memory, again=True)

@@ -10,6 +10,7 @@ With --again the survivors make a group of their own in the same processes.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import mmap
 import os
@@ -28,7 +29,8 @@ import torch
 import torch.distributed as dist
 
 from distrib.comm import oneccl
-from distrib.comm.group import Group
+from distrib.comm.group import Group, Meeting
+from distrib.comm.meeting import open_store
 from distrib.comm.table import backend_module
 from distrib.errors import WorldError
 from distrib.world import World
@@ -172,8 +174,9 @@ def be_rank(rank: int, plan: Plan, backend: str, ports: list[int], doing: Doing,
     if again:
         new_rank = rank - (rank > plan.victim)
         try:
-            with Group(World(new_rank, SIZE - 1, new_rank, SIZE - 1, "127.0.0.1", ports[1], host=host,
-                             launcher="rig"), backend, 10.0) as group:
+            world = World(new_rank, SIZE - 1, new_rank, SIZE - 1, "127.0.0.1", ports[1], host=host, launcher="rig")
+            store = open_store(world, datetime.timedelta(seconds=10))
+            with Group(world, backend, 10.0, Meeting(store, lambda: None)) as group:
                 for bytes_ in TENSORS_BYTES:
                     tensor = torch.full((bytes_ // 4,), float(new_rank + 1))
                     group.all_reduce(tensor)
