@@ -15,8 +15,8 @@ from distrib.world import World
 # module offers
 #   missing() -> str | None: what is missing and the remedy, in one line; None if it can be used
 #   version() -> str
-# and, if it can, announce (see `announcer`), create_apart (see `creator`), and build(tell), which puts into place what is
-# missing.
+# and, if it can, announce (see `announcer`), create_apart (see `creator`), and build(tell), which puts into place what
+# is missing.
 BACKENDS = {
     "gloo": "distrib.comm.gloo:prepare",
     "oneccl": "distrib.comm.oneccl:prepare",
@@ -60,5 +60,6 @@ def creator(name: str) -> Callable[[Any, int, int, datetime.timedelta], Any] | N
 
     None if it can make but one in the life of a process.
     """
-    create: Callable[[Any, int, int, datetime.timedelta], Any] | None = getattr(backend_module(name), "create_apart", None)
+    create: Callable[[Any, int, int, datetime.timedelta], Any] | None
+    create = getattr(backend_module(name), "create_apart", None)
     return create
