@@ -1,21 +1,18 @@
-"""How members hear each other: one connection between every two, beats over it, and reports when a view is over.
+"""How members agree on the next view: reports to all when a view is over, and its leader's word.
 
-A thread of each member reads and writes all its connections, so that beats go on while the member computes. What it
-hears goes into a `Knowledge`; what follows from that is decided by the thread of training, in `regroup`.
+What the wire's thread hears goes into a `Knowledge`; what follows from that is decided by the thread of training, in
+`regroup`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hmac
 import json
 import secrets
-import selectors
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch._C._distributed_c10d import Store
@@ -31,26 +28,15 @@ from distrib.elastic.membership import (
     most_advanced,
     next_view,
 )
+from distrib.elastic.wire import Peer, Place, Wire, Word
 from distrib.errors import WorldError
 
-_MOST_BYTES = 1 << 20
-_CONNECT_S = 5.0
 _BEATS = 5
 """In the time after which a silent member counts as lost."""
 
 Claim = Callable[[int, bool], tuple[int, bool]]
 """(epoch, whether the last leader can not be going on) -> (the lease's newest token, whether this member took it, as
 the epoch). Waits for a sign of a leader that may be going on."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a member is."""
-
-    host: str
-    address: str
-    port: int
-    """Of its listening socket."""
 
 
 @dataclass(frozen=True)
@@ -73,22 +59,6 @@ class Regrouped:
         return len(set(self.positions.values())) == 1
 
 
-@dataclass
-class _Peer:
-    """One connection."""
-
-    socket: socket.socket
-    member: int | None = None
-    """None: it has not said who it is, or one of the two is to join."""
-    place: Place | None = None
-    """Where the other listens, if that is known."""
-    is_joining: bool = False
-    received: bytes = b""
-    unsent: bytes = b""
-    heard_at: float = field(default_factory=time.monotonic)
-    finished: bool = False
-
-
 class Members:
     """One member's link to all others. A context manager: leaving it closes the connections.
 
@@ -97,26 +67,15 @@ class Members:
 
     def __init__(self, host: str, address: str, silence_s: float, start_s: float) -> None:
         self.alarm = threading.Event()
-        self._silence_s, self._beat_s, self._patience_s = silence_s, silence_s / _BEATS, max(start_s, silence_s)
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        self._listener = socket.create_server((address, 0), family=family, backlog=1024)
-        self._listener.setblocking(False)
-        self.place = Place(host, address, self._listener.getsockname()[1])
-        self._secret = ""
+        self._silence_s, self._patience_s = silence_s, max(start_s, silence_s)
+        self._changed = threading.Condition()
+        self._wire = Wire(address, silence_s / _BEATS, self._changed, self._hear, self._gone, self._tick)
+        self.place = Place(host, address, self._wire.port)
         self._known = Knowledge(-1, View(0, (-1,), 0))
         self._places: dict[int, Place] = {}
-        self._peers: list[_Peer] = []
-        self._next: dict[str, Any] | None = None
+        self._next: Word | None = None
         self._told: Report | None = None
         self._store: Any = None
-        self._changed = threading.Condition()
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._listener, selectors.EVENT_READ)
-        self._waker, self._wake = socket.socketpair()
-        self._waker.setblocking(False)
-        self._selector.register(self._waker, selectors.EVENT_READ)
-        self._closing = False
-        self._thread = threading.Thread(target=self._run, name="members", daemon=True)
 
     # What the thread of training calls.
 
@@ -125,12 +84,12 @@ class Members:
         if me == 0:
             store.set("members/secret", secrets.token_hex(16))
         store.set(f"members/{me}", json.dumps(vars(self.place)))
-        self._secret = store.get("members/secret").decode()
+        self._wire.secret = store.get("members/secret").decode()
         self._places = {other: Place(**json.loads(store.get(f"members/{other}"))) for other in range(size)}
         self._known = Knowledge(me, View(epoch, tuple(range(size)), size))
         for other in range(me):
-            self._open(self._places[other], other)
-        self._thread.start()
+            self._wire.open(self._places[other], other, me, self.place)
+        self._wire.start()
         deadline = time.monotonic() + self._patience_s
         with self._changed:
             while not self._changed.wait_for(lambda: self._is_complete() or self.alarm.is_set(), 1.0):
@@ -139,15 +98,15 @@ class Members:
 
     def join(self, places: Mapping[int, Place], secret: str) -> None:
         """Ask the members of a run to be taken in; `regroup` then waits for that. Raises WorldError."""
-        self._secret = secret
+        self._wire.secret = secret
         for place in places.values():
             with contextlib.suppress(OSError):
-                self._open(place, None)
-        if not self._peers:
+                self._wire.open(place, None, -1, self.place)
+        if not self._wire.peers:
             raise WorldError("none of the run's members can be reached", "this rank did not join",
                              "check that the run is still training, and that its hosts can be reached")
         self._known = Knowledge(-1, View(-1, (-1,), 0), agreeing=True, position=NOTHING_YET)
-        self._thread.start()
+        self._wire.start()
 
     def expect_beats(self) -> None:
         """From now on a member counts as lost after ``silence_s``, not only after ``start_s``: who still loads
@@ -161,7 +120,7 @@ class Members:
     @property
     def secret(self) -> str:
         """What joining members must know."""
-        return self._secret
+        return self._wire.secret
 
     @property
     def places(self) -> Mapping[int, Place]:
@@ -170,7 +129,7 @@ class Members:
     @property
     def someone_waits(self) -> bool:
         """Whether somebody asks to join: the leader then ends the view at the next step boundary."""
-        return any(peer.is_joining for peer in self._peers)
+        return any(peer.is_joining for peer in self._wire.peers)
 
     def check(self) -> None:
         """Raise ViewEndedError if the view is over."""
@@ -207,29 +166,20 @@ class Members:
         with self._changed:
             self._known = replace(self._known, agreeing=True, fault=fault)
             self._tell()
-        deadline = time.monotonic() + 1.0
-        while any(peer.unsent for peer in self._peers) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        self._wire.drain(1.0)
 
     def finish(self) -> None:
         """The run is over: wait until all others say so too, that nobody takes the first to go for lost."""
         with self._changed:
-            for peer in self._peers:
-                self._send(peer, {"finished": True})
-            self._poke()
-            self._changed.wait_for(lambda: all(peer.finished for peer in self._peers if peer.member is not None),
+            for peer in self._wire.peers:
+                self._wire.send(peer, {"finished": True})
+            self._wire.poke()
+            self._changed.wait_for(lambda: all(peer.finished for peer in self._wire.peers if peer.member is not None),
                                    self._silence_s)
 
     def close(self) -> None:
         """Leave."""
-        self._closing = True
-        self._poke()
-        if self._thread.is_alive():
-            self._thread.join(self._silence_s)
-        for peer in self._peers:
-            peer.socket.close()
-        for other in (self._listener, self._waker, self._wake):
-            other.close()
+        self._wire.close(self._silence_s)
         self._store = None
 
     def __enter__(self) -> Members:
@@ -243,7 +193,7 @@ class Members:
             if self.me >= 0 else self._next is not None
 
     def _is_complete(self) -> bool:
-        return {peer.member for peer in self._peers} >= set(self._known.view.members) - {self.me}
+        return {peer.member for peer in self._wire.peers} >= set(self._known.view.members) - {self.me}
 
     def _refuse(self) -> None:
         if self._known.expelled:
@@ -251,7 +201,7 @@ class Members:
         for report in self._known.reports.values():
             if report.fault:
                 raise WorldError(report.fault, "all ranks were ended")
-        if self.me < 0 and not self._peers:
+        if self.me < 0 and not self._wire.peers:
             raise WorldError("the run ended before this rank could join", "this rank did not join")
 
     def _give_up_waiting(self) -> None:
@@ -282,7 +232,7 @@ class Members:
                 self._known = self._known.pass_over(epoch)
                 self._tell()
                 return
-            joining = [peer for peer in self._peers if peer.is_joining]
+            joining = [peer for peer in self._wire.peers if peer.is_joining]
             view = next_view(known.view, decision.live, len(joining))
             new = dict(zip(range(known.view.next_member, view.next_member), joining, strict=True))
             reports = {**known.reports, known.me: known.report}
@@ -298,14 +248,14 @@ class Members:
                 "lost": [member for member in known.view.members if member not in decision.live],
                 "store": [self.place.address, self._store.port],
             }
-            for peer in self._peers:
+            for peer in self._wire.peers:
                 number = next((member for member, other in new.items() if other is peer), peer.member)
                 if number in view.members:
-                    self._send(peer, {"next": message, "you": number})
+                    self._wire.send(peer, {"next": message, "you": number})
             self._next = {"next": message, "you": known.me}
-        self._poke()
+        self._wire.poke()
 
-    def _enter(self, word: Mapping[str, Any]) -> Regrouped:
+    def _enter(self, word: Word) -> Regrouped:
         message = word["next"]
         view = _view(message["view"])
         self._next = self._told = None
@@ -313,94 +263,28 @@ class Members:
         if self.me < 0:
             self._known = Knowledge(int(word["you"]), View(view.epoch - 1, view.members, view.next_member))
         self._known = self._known.enter(view)
-        for peer in self._peers:  # who joined has a number now
+        for peer in self._wire.peers:  # who joined has a number now
             if peer.member is None and peer.place in self._places.values():
                 peer.member, peer.is_joining = _number_of(peer.place, self._places), False
         for member in view.members:  # those that joined together do not know each other yet
-            if member < self.me and all(peer.member != member for peer in self._peers):
+            if member < self.me and all(peer.member != member for peer in self._wire.peers):
                 with contextlib.suppress(OSError):
-                    self._open(self._places[member], member)
+                    self._wire.open(self._places[member], member, self.me, self.place)
         self._sync_alarm()
-        self._poke()
+        self._wire.poke()
         return Regrouped(view, self._places,
                          {int(member): Position(*position) for member, position in message["positions"].items()},
                          int(message["source"]), tuple(message["lost"]), tuple(message["store"]))
 
-    # What the members thread does; under `_changed` where it touches what both know.
+    # What the wire's thread calls, with `_changed` held.
 
-    def _run(self) -> None:
-        beat_at = 0.0
-        while not self._closing:
-            for key, events in self._selector.select(self._beat_s / 4):
-                if key.fileobj is self._listener:
-                    self._accept()
-                elif key.fileobj is self._waker:
-                    with contextlib.suppress(BlockingIOError):
-                        self._waker.recv(4096)
-                else:
-                    self._serve(key.data, events)
-            now = time.monotonic()
-            with self._changed:
-                if now >= beat_at:
-                    beat_at = now + self._beat_s
-                    for peer in self._peers:
-                        self._send(peer, {})
-                for peer in self._peers:
-                    if peer.member is not None and now - peer.heard_at > self._patience_s:
-                        self._learn(self._known.lose(peer.member, dead=False))
-                    mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if peer.unsent else 0)
-                    if self._selector.get_key(peer.socket).events != mask:
-                        self._selector.modify(peer.socket, mask, peer)
+    def _tick(self, now: float) -> None:
+        for peer in self._wire.peers:
+            if peer.member is not None and now - peer.heard_at > self._patience_s:
+                self._learn(self._known.lose(peer.member, dead=False))
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            connection, _ = self._listener.accept()
-            with self._changed:
-                self._add(_Peer(connection))
-
-    def _add(self, peer: _Peer) -> None:
-        peer.socket.setblocking(False)
-        peer.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._peers.append(peer)
-        self._selector.register(peer.socket, selectors.EVENT_READ, peer)
-
-    def _open(self, place: Place, member: int | None) -> None:
-        connection = socket.create_connection((place.address, place.port), _CONNECT_S)
-        peer = _Peer(connection, member, place)
-        hello = {"secret": self._secret, "member": self.me, "place": vars(self.place)}
-        with self._changed:
-            self._add(peer)
-            self._send(peer, hello)
-
-    def _serve(self, peer: _Peer, events: int) -> None:
-        with self._changed:
-            try:
-                if events & selectors.EVENT_WRITE:
-                    self._flush(peer)
-                content = peer.socket.recv(1 << 16) if events & selectors.EVENT_READ else None
-            except BlockingIOError:
-                return
-            except OSError:
-                content = b""
-            if content is None:
-                return
-            if not content:
-                self._gone(peer)
-                return
-            peer.heard_at = time.monotonic()
-            *lines, peer.received = (peer.received + content).split(b"\n")
-            try:
-                if len(peer.received) > _MOST_BYTES:
-                    raise ValueError("too long")
-                for line in lines:
-                    self._hear(peer, json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError):  # not one of ours
-                self._gone(peer)
-
-    def _hear(self, peer: _Peer, word: Mapping[str, Any]) -> None:
+    def _hear(self, peer: Peer, word: Word) -> None:
         if "secret" in word:
-            if not hmac.compare_digest(str(word["secret"]), self._secret):
-                raise ValueError("wrong secret")
             peer.place = Place(**word["place"])
             peer.is_joining = word["member"] < 0
             if not peer.is_joining:
@@ -408,7 +292,7 @@ class Members:
             self._changed.notify_all()
         elif "next" in word:
             if self.me < 0 or self._known.may_enter(int(word["next"]["before"])):
-                self._next = dict(word)
+                self._next = word
                 self._changed.notify_all()
             else:
                 self._answer(peer)
@@ -423,15 +307,12 @@ class Members:
             self._answer(peer)
             self._learn(self._known.hear(peer.member, report))
 
-    def _answer(self, peer: _Peer) -> None:
+    def _answer(self, peer: Peer) -> None:
         """Let one that is not in this view any more know."""
         if peer.member is not None and self.me >= 0 and peer.member not in self._known.view.members:
-            self._send(peer, _message(self._known.report))
+            self._wire.send(peer, _message(self._known.report))
 
-    def _gone(self, peer: _Peer) -> None:
-        self._selector.unregister(peer.socket)
-        peer.socket.close()
-        self._peers.remove(peer)
+    def _gone(self, peer: Peer) -> None:
         if peer.member is not None and not peer.finished:
             self._learn(self._known.lose(peer.member, dead=True))
         self._changed.notify_all()
@@ -459,24 +340,10 @@ class Members:
         if report == self._told or self.me < 0:
             return
         self._told = report
-        for peer in self._peers:
+        for peer in self._wire.peers:
             if peer.member in report.hears:
-                self._send(peer, _message(report))
-        self._poke()
-
-    def _send(self, peer: _Peer, message: Mapping[str, Any]) -> None:
-        peer.unsent += json.dumps(message).encode() + b"\n"
-        with contextlib.suppress(OSError):
-            self._flush(peer)
-
-    def _flush(self, peer: _Peer) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while peer.unsent:
-                peer.unsent = peer.unsent[peer.socket.send(peer.unsent):]
-
-    def _poke(self) -> None:
-        with contextlib.suppress(OSError):
-            self._wake.send(b".")
+                self._wire.send(peer, _message(report))
+        self._wire.poke()
 
 
 class ViewEndedError(WorldError):
