@@ -1,9 +1,11 @@
 """What a fault costs an elastic run of the digits demo.
 
-    python benchmarks/faults.py [--backend gloo] [--only TEXT]
+    python benchmarks/faults.py [--backend gloo] [--launcher none] [--only TEXT]
 
 For each fault of tests/rig/faults.py: whether the run finished with the undisturbed run's model, samples lost or
-repeated, and seconds from the fault to the next committed step. Wants a quiet machine.
+repeated, steps done again, and seconds from the fault to the next committed step. With --launcher local,
+mpirun.openmpi, mpirun.mpich or slurm the main ones under that launcher. Then a killed rank beside torchrun's restart of
+the same training, and a rank that is held to half a core. Wants a quiet machine; some faults want root.
 """
 
 from __future__ import annotations
@@ -15,46 +17,58 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
+
+from digits import EXPERIMENT, make_digits
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from tests.rig.faults import FAULTS, SILENCE_S, World, run_fault  # noqa: E402
+from tests.rig.faults import FAULTS, LAUNCHED, SILENCE_S, Outcome, World, run_fault  # noqa: E402
+from tests.rig.launched import LAUNCHERS, launched  # noqa: E402
 from tests.rig.nodes import make_quota  # noqa: E402
 
-SETTINGS = ("train.steps=200", "checkpoint.every_steps=20")
+SETTINGS = ("train.steps=200", "checkpoint.every_steps=20", "evaluate.every_epochs=5")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--backend", default="gloo")
+    parser.add_argument("--launcher", default="none", choices=("none", *LAUNCHERS))
     parser.add_argument("--only", default="", help="Faults whose name has this in it.")
     wanted = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        subprocess.run([sys.executable, ROOT / "examples/digits/make_digits.py", folder / "digits"], check=True,
-                       stdout=subprocess.DEVNULL)
-        subprocess.run([sys.executable, "-m", "distrib", "prepare", folder / "digits/images", "--labels",
-                        folder / "digits/labels.csv", "--image-column", "image", "--label-column", "label", "--out",
-                        folder / "dataset"], check=True, capture_output=True)
-        settings = (*SETTINGS, f"data.dataset={folder / 'dataset'}")
-        experiment = ROOT / "examples/digits/digits.yaml"
-        whole = undisturbed(folder / "whole", experiment, settings)
-        print(f"{'fault':40} {'ranks':5} {'same':5} {'samples':8} {'to next step':>13} {'a step':>8}")
-        for fault in FAULTS:
+        settings = (*SETTINGS, f"data.dataset={make_digits(folder)}")
+        whole = undisturbed(folder / "whole", EXPERIMENT, settings)
+        within = None if wanted.launcher == "none" else partial(launched, wanted.launcher)
+        print(f"{'fault':48} {'ranks':5} {'same':5} {'samples':8} {'again':>5} {'to next step':>13} {'a step':>8}")
+        for fault in FAULTS if within is None else LAUNCHED:
             if wanted.only in fault.name:
-                run = folder / fault.name.replace(" ", "-")
-                outcome = run_fault(fault, experiment, run, wanted.backend, settings)
-                same = outcome.finished and outcome.weights_sha256 == whole
-                samples = f"-{outcome.missing} +{outcome.repeated}"
+                outcome = run_fault(fault, EXPERIMENT, folder / fault.name, wanted.backend, settings, within)
                 waits = f" ({SILENCE_S:g} s of it silence)" if fault.silent else ""
-                show(fault.name, fault.size, same, samples, outcome.seconds, f"{outcome.step_s:6.3f} s{waits}")
+                show(fault.name, fault.size, outcome, whole, waits)
+        if wanted.only in "torchrun":
+            beside_torchrun(folder, settings, whole)
         if wanted.only in "a rank is held back":
-            held_back(folder, experiment, settings)
+            held_back(folder, EXPERIMENT, settings)
 
 
-def show(name: str, size: int, same: bool, samples: str, seconds: float, rest: str) -> None:
-    print(f"{name:40} {size:5} {'yes' if same else 'NO':5} {samples:8} {seconds:11.2f} s {rest}", flush=True)
+def beside_torchrun(folder: Path, settings: tuple[str, ...], whole: str) -> None:
+    """A rank is killed: elastic, under our launcher, and started again by torchrun from the newest checkpoint."""
+    fault = LAUNCHED[0]
+    seconds = []
+    for launcher in ("local", "torchrun"):
+        outcome = run_fault(fault, EXPERIMENT, folder / launcher, "gloo", settings, partial(launched, launcher))
+        show(f"{fault.name}: {launcher}", fault.size, outcome, whole)
+        seconds.append(outcome.seconds)
+    print(f"torchrun's restart takes {seconds[1] / seconds[0]:.0f} times as long")
+
+
+def show(name: str, size: int, outcome: Outcome, whole: str, more: str = "") -> None:
+    same = "yes" if outcome.finished and outcome.weights_sha256 == whole else "NO"
+    print(f"{name:48} {size:5} {same:5} {f'-{outcome.missing} +{outcome.repeated}':8} {outcome.done_again:5} "
+          f"{outcome.seconds:11.2f} s {outcome.step_s:6.3f} s{more}", flush=True)
 
 
 def held_back(folder: Path, experiment: Path, settings: tuple[str, ...]) -> None:

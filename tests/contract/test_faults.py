@@ -6,18 +6,23 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from distrib.comm.table import backend_module
 from tests.conftest import EXPERIMENT
-from tests.rig.faults import FAULTS, Fault, run_fault, run_storm
+from tests.rig.faults import FAULTS, LAUNCHED, Fault, Outcome, run_fault, run_storm
+from tests.rig.launched import LAUNCHERS, launched
+from tests.rig.launched import why_not as launcher_lacks
+from tests.rig.nodes import why_not
 
 OVERRIDES = ("train.steps=150", "evaluate.every_epochs=5")
 QUICK: dict[str, set[str]] = {
     "gloo": {"rank 0 is killed", "rank 0 is killed during a regroup", "a rank is stopped",
-             "a bit flips in one of three"},
+             "a bit flips in one of three", "all die, a byte of the newest checkpoint flips",
+             "rank 0's cable is out for a while"},
     "oneccl": {"rank 0 is killed"},
 }
 """The others with `make soak`: importing torch in all their processes takes most of the time."""
@@ -45,12 +50,35 @@ def test_the_model_is_that_of_an_undisturbed_run(undisturbed: tuple[Path, str], 
     if lack is not None:
         assert os.environ.get("CI") != "true", lack
         pytest.skip(lack)
+    if fault.where == "nodes" and (lack := why_not()) is not None:
+        assert os.environ.get("CI") != "true", lack
+        pytest.skip(lack)
     experiment, digest = undisturbed
-    outcome = run_fault(fault, experiment, tmp_path / "run", backend, OVERRIDES)
+    check(fault, digest, run_fault(fault, experiment, tmp_path / "run", backend, OVERRIDES))
+
+
+def check(fault: Fault, digest: str, outcome: Outcome) -> None:
     assert outcome.finished, outcome.errors
     assert outcome.weights_sha256 == digest, outcome.errors
     assert not any(outcome.codes), outcome.errors
+    assert fault.says in outcome.errors
+    assert outcome.done_again <= fault.most_done_again
     assert (outcome.repeated, outcome.missing) == (0, 0)
+
+
+@pytest.mark.parametrize(("fault", "launcher"), [
+    pytest.param(fault, launcher, id=f"{fault.name}-{launcher}",
+                 marks=() if (fault.name, launcher) == ("rank 0 is killed", "mpirun.openmpi") else pytest.mark.soak)
+    for launcher in LAUNCHERS if launcher != "torchrun" for fault in LAUNCHED
+    if not (launcher == "local" and fault.where == "nodes")])
+def test_under_real_launchers(undisturbed: tuple[Path, str], tmp_path: Path, fault: Fault, launcher: str) -> None:
+    lack = launcher_lacks(launcher)
+    if lack is not None:
+        assert os.environ.get("CI") != "true", lack
+        pytest.skip(lack)
+    experiment, digest = undisturbed
+    check(fault, digest, run_fault(fault, experiment, tmp_path / "run", "gloo", OVERRIDES,
+                                   within=partial(launched, launcher)))
 
 
 @pytest.mark.soak

@@ -15,19 +15,21 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 from launch.local import free_port
 from launch.processes import remove_shared_memory
-from tests.rig.nodes import Nodes
+from tests.rig.disk import SmallDisk, small_disk
+from tests.rig.nodes import Nodes, make_quota
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT_S = 120.0
+LIMIT_S = 240.0
 SILENCE_S = 2.0
 """comm.silence_s of the runs here."""
 AT_STEP = 30
@@ -37,20 +39,34 @@ class World:
     """The ranks of one elastic run on this machine. A context manager: leaving it ends them all."""
 
     def __init__(self, run: Path, size: int, arguments: Sequence[str | Path], *, program: Sequence[str] = (),
-                 elastic: bool = True) -> None:
-        self.run, self.size, self.arguments = run, size, arguments
+                 elastic: bool = True, inside: Path | None = None, logs: Path | None = None) -> None:
+        """``inside``: the run's folder as ranks see it. ``logs``: what names the files of their stderr begin with."""
+        self.run, self.size, self.arguments = run, size, [*arguments, "--run", inside or run]
+        self._logs = logs or run
         self._program = list(program) or [sys.executable, "-m", "distrib"]
         self._elastic, self._port = elastic, free_port()
         self.ranks: list[subprocess.Popen[str]] = []
 
-    def __enter__(self) -> World:
+    def __enter__(self) -> Self:
+        self.launch()
+        return self
+
+    def launch(self) -> None:
         for rank in range(self.size):
             self.start({"RANK": str(rank), "WORLD_SIZE": str(self.size), "LOCAL_RANK": str(rank),
                         "LOCAL_WORLD_SIZE": str(self.size), "MASTER_ADDR": "127.0.0.1",
                         "MASTER_PORT": str(self._port), "LAUNCH_ELASTIC": str(int(self._elastic))})
-        return self
+
+    def restart(self) -> None:
+        """Start the run again, after all its ranks have ended."""
+        self._end()
+        self.ranks, self._port = [], free_port()
+        self.launch()
 
     def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
         for process in self.ranks:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
@@ -58,9 +74,9 @@ class World:
             remove_shared_memory(process.pid)
 
     def start(self, environment: Mapping[str, str], *words: str) -> None:
-        argv = [*self._program, "train", *map(str, self.arguments), "--run", str(self.run), "--json", *words]
+        argv = [*self._program, "train", *map(str, self.arguments), "--json", *words]
         number = len(self.ranks)
-        with self.run.with_name(f"{self.run.name}.{number}.err").open("w") as err:
+        with self._logs.with_name(f"{self._logs.name}.{number}.err").open("w") as err:
             self.ranks.append(self.spawn(argv, {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}, err))
 
     def spawn(self, argv: list[str], environment: Mapping[str, str], err: TextIO) -> subprocess.Popen[str]:
@@ -106,7 +122,7 @@ class World:
                 if rank not in without]
 
     def errors(self) -> str:
-        files = sorted(self.run.parent.glob(f"{self.run.name}.*.err"))
+        files = sorted(self._logs.parent.glob(f"{self._logs.name}.*.err"))
         return "\n".join(f"{path.name}: {path.read_text()[-1500:]}" for path in files)
 
 
@@ -115,12 +131,23 @@ class NodesWorld(World):
 
     def __init__(self, nodes: Nodes, run: Path, arguments: Sequence[str | Path]) -> None:
         super().__init__(run, len(nodes.names), arguments)
-        self._nodes = nodes
+        self.nodes = nodes
+        for name in nodes.names:
+            nodes.shape(name, "1gbit")
 
     def spawn(self, argv: list[str], environment: Mapping[str, str], err: TextIO) -> subprocess.Popen[str]:
-        here = {"MASTER_ADDR": self._nodes.address("node1"), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-        return self._nodes.start(self._nodes.names[len(self.ranks)], argv, {**environment, **here},
+        here = {"MASTER_ADDR": self.nodes.address("node1"), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+        return self.nodes.start(self.nodes.names[len(self.ranks)], argv, {**environment, **here},
                                  stdout=subprocess.PIPE, stderr=err, start_new_session=True, cwd=ROOT)
+
+
+class DiskWorld(World):
+    """Ranks whose run folder is on a small disk."""
+
+    def __init__(self, disk: SmallDisk, run: Path, size: int, arguments: Sequence[str | Path]) -> None:
+        super().__init__(disk.path / "run", size, arguments, inside=disk.inside / "run", logs=run,
+                         program=(*disk.enter, sys.executable, "-m", "distrib"))
+        self.disk = disk
 
 
 @dataclass(frozen=True)
@@ -128,13 +155,22 @@ class Fault:
     """``act`` does it, when the run is at `AT_STEP`; ``lost`` ranks may end as they like, or hang."""
 
     name: str
-    act: Callable[[World], None]
+    act: Callable[[Any], None]
+    """Of the `World`; of a `NodesWorld` or a `DiskWorld` where that is asked for."""
     size: int = 3
     lost: tuple[int, ...] = ()
     overrides: tuple[str, ...] = ()
     silent: bool = False
     """Whether it is seen only by its silence."""
     program: tuple[str, ...] = ()
+    where: str = "here"
+    """Or nodes: each rank has a node of its own; or disk: the run's folder is on a small one."""
+    again: bool = False
+    """Whether all ranks end by it, and the run is started again."""
+    says: str = ""
+    """What some rank says of it."""
+    most_done_again: int = 0
+    """Most steps that may be lost: those since the newest whole checkpoint."""
 
 
 @dataclass
@@ -145,7 +181,9 @@ class Outcome:
     weights_sha256: str
     codes: list[int]
     seconds: float
-    """From the fault to the next committed step that no rank was lost from."""
+    """From the fault to the next committed step that no rank was lost from, and that was not there before."""
+    done_again: int
+    """Committed steps that were lost, and done again."""
     step_s: float
     """Median length of a step before."""
     repeated: int
@@ -180,11 +218,77 @@ def add(world: World) -> None:
     world.join()
 
 
+def terminate(world: World) -> None:
+    world.signal(signal.SIGTERM, *range(world.size))
+    world.wait()
+
+
+def kill_all_and_damage(damage: Callable[[Path], None]) -> Callable[[World], None]:
+    """All ranks die, and a file of the newest checkpoint is not what was written."""
+    def act(world: World) -> None:
+        checkpoints = world.run / "checkpoints"
+        world.until(lambda: len(list(checkpoints.glob("step-*"))) >= 2)
+        world.signal(signal.SIGKILL, *range(world.size))
+        world.wait()
+        damage(max(max(checkpoints.glob("step-*")).glob("*.safetensors")))
+    return act
+
+
+def flip_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut_short(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def hold_back(world: World) -> None:
+    """Rank 1 gets half a core for five seconds."""
+    group, _ = make_quota(f"held-{os.getpid()}", 0.5)
+    procs = "cgroup.procs"
+    home = Path(group.parent, procs)
+    try:
+        Path(group, procs).write_text(str(world.ranks[1].pid))
+        time.sleep(5.0)
+    finally:
+        for pid in Path(group, procs).read_text().split():
+            home.write_text(pid)
+        group.rmdir()
+
+
+def fill_disk(world: DiskWorld) -> None:
+    filler = world.disk.fill()
+    world.until(lambda: "could not be written" in world.errors())
+    filler.unlink()
+
+
+def kill_node(name: str) -> Callable[[NodesWorld], None]:
+    return lambda world: world.nodes.kill(name)
+
+
+def cut(name: str, seconds: float | None = None) -> Callable[[NodesWorld], None]:
+    """Take a cable out; and put it back after a while."""
+    def act(world: NodesWorld) -> None:
+        world.nodes.cut(name)
+        if seconds is not None:
+            time.sleep(seconds)
+            world.nodes.cut(name, cut=False)
+    return act
+
+
+def slow_cable(world: NodesWorld) -> None:
+    """From 1 Gbit/s to one hundredth."""
+    world.nodes.shape("node2", "10mbit")
+
+
 def flip(*ranks: int) -> Callable[[World], None]:
     return lambda world: world.signal(signal.SIGUSR2, *ranks)
 
 
 FLIP = (sys.executable, "-m", "tests.rig.flip")
+CUT_OFF = "no two models are trained from one run"
 
 FAULTS = [
     Fault("a rank is killed", kill(1), lost=(1,)),
@@ -197,31 +301,71 @@ FAULTS = [
     Fault("a rank is stopped", stop(1), lost=(1,), silent=True),
     Fault("rank 0 is stopped", stop(0), lost=(0,), silent=True),
     Fault("a rank is added", add),
-    Fault("a bit flips in one of three", flip(2), program=FLIP, overrides=("guard.every_steps=10",)),
-    Fault("a bit flips in one of two", flip(0), size=2, program=FLIP, overrides=("guard.every_steps=10",)),
+    Fault("a bit flips in one of three", flip(2), program=FLIP, overrides=("guard.every_steps=10",),
+          most_done_again=10),
+    Fault("a bit flips in one of two", flip(0), size=2, program=FLIP, overrides=("guard.every_steps=10",),
+          most_done_again=10),
+    Fault("a rank is held to half a core", hold_back, overrides=("watch.every_s=1",)),
+    Fault("the disk is full for a while", fill_disk, where="disk", overrides=("checkpoint.every_steps=5",),
+          says="could not be written"),
+    Fault("all ranks get SIGTERM", terminate, again=True, lost=(0, 1, 2)),
+    Fault("all die, a byte of the newest checkpoint flips", kill_all_and_damage(flip_byte), again=True, lost=(0, 1, 2),
+          overrides=("checkpoint.every_steps=10",), says="is damaged", most_done_again=30),
+    Fault("all die, the newest checkpoint is cut short", kill_all_and_damage(cut_short), again=True, lost=(0, 1, 2),
+          overrides=("checkpoint.every_steps=10",), says="is damaged", most_done_again=30),
+    Fault("rank 0's node dies", kill_node("node1"), where="nodes", lost=(0,)),
+    Fault("a cable is out", cut("node2"), where="nodes", lost=(1,), silent=True, says=CUT_OFF),
+    Fault("rank 0's cable is out for a while", cut("node1", 5.0), where="nodes", lost=(0,), silent=True, says=CUT_OFF),
+    Fault("a cable at 1% of its speed", slow_cable, where="nodes"),
 ]
+LAUNCHED = [
+    *(fault for fault in FAULTS if fault.name in ("a rank is killed", "rank 0 is killed", "all ranks get SIGTERM")),
+    Fault("a node dies", kill_node("node3"), where="nodes", lost=(2,), overrides=("checkpoint.every_steps=10",),
+          most_done_again=20),
+]
+"""The main ones, for each launcher. Open MPI ends a job whose node dies, and the launcher starts it again."""
 
 
-def run_fault(fault: Fault, experiment: Path, run: Path, backend: str = "gloo",
-              overrides: Sequence[str] = ()) -> Outcome:
-    """Train with ``fault`` in the middle."""
+def run_fault(fault: Fault, experiment: Path, run: Path, backend: str = "gloo", overrides: Sequence[str] = (),
+              within: Callable[..., AbstractContextManager[World]] | None = None) -> Outcome:
+    """Train with ``fault`` in the middle. ``within``: (run, size, arguments) -> other ranks than the fault asks for."""
     settings = [f"comm.backend={backend}", f"comm.silence_s={SILENCE_S}", "train.ledger=true", *overrides,
                 *fault.overrides]
     arguments: list[str | Path] = [experiment, *(word for setting in settings for word in ("--set", setting))]
-    with World(run, fault.size, arguments, program=fault.program) as world:
+    with (within or partial(_world, fault))(run, fault.size, arguments) as world:
         world.until_step(AT_STEP)
         fault.act(world)
-        at = time.time()
+        before, at, errors = world.records(), time.time(), ""
         codes = world.wait(without=fault.lost)
-        records, errors = world.records(), world.errors()
-    result = json.loads((run / "result.json").read_text()) if (run / "result.json").exists() else {}
-    times = [record["time"] for record in records]
-    before = sorted(record["step_s"] for record in records if record["time"] <= at)
-    after = [at, *(moment for moment in times if moment > at)][:6]
-    repeated, missing = _ledger(run, result.get("step", 0))
-    return Outcome(bool(result.get("finished")), result.get("weights_sha256", ""), codes,
-                   max((b - a for a, b in pairwise(after)), default=float("inf")),
-                   before[len(before) // 2] if before else 0.0, repeated, missing, errors)
+        if fault.again:
+            errors = world.errors()
+            world.restart()
+            codes = world.wait()
+        records, errors, run = world.records(), errors + world.errors(), world.run
+        result = json.loads((run / "result.json").read_text()) if (run / "result.json").exists() else {}
+        repeated, missing = _ledger(run, result.get("step", 0))
+    steps_s = sorted(record["step_s"] for record in before)
+    after = [record for record in records if record["time"] > at]
+    done = before[-1]["step"]
+    times = [at, *(record["time"] for record in after if record["step"] > done)][:6]
+    seconds = max((b - a for a, b in pairwise(times)), default=float("inf"))
+    return Outcome(bool(result.get("finished")), result.get("weights_sha256", ""), codes, seconds,
+                   max(0, done + 1 - after[0]["step"]) if after else 0, steps_s[len(steps_s) // 2], repeated, missing,
+                   errors)
+
+
+@contextlib.contextmanager
+def _world(fault: Fault, run: Path, size: int, arguments: Sequence[str | Path]) -> Iterator[World]:
+    if fault.where == "nodes":
+        with Nodes(size) as nodes, NodesWorld(nodes, run, arguments) as spread:
+            yield spread
+    elif fault.where == "disk":
+        with small_disk(run.with_name(f"{run.name}-disk"), "8m") as disk, \
+                DiskWorld(disk, run, size, arguments) as stored:
+            yield stored
+    else:
+        with World(run, size, arguments, program=fault.program) as world:
+            yield world
 
 
 def run_storm(seed: int, faults: int, experiment: Path, run: Path, overrides: Sequence[str] = ()) -> tuple[str, str]:
