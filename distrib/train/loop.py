@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distrib.checkpoint import Checkpoint, CheckpointWriter
+from distrib.checkpoint import Checkpoint
+from distrib.checkpoint_parts import PartWriter
+from distrib.checkpoint_writer import CheckpointWriter
 from distrib.config import EarlyStoppingConfig, Experiment
 from distrib.data.order import num_steps
 from distrib.errors import DivergedError
@@ -103,8 +105,8 @@ class Trainer:
     """Kept up to date; what is raised in between leaves it, and all else, at the end of a period."""
     log: RunLog | None
     """Only on rank 0."""
-    writer: CheckpointWriter | None
-    """Only on rank 0."""
+    writer: CheckpointWriter | PartWriter | None
+    """Rank 0's, and that of one rank on each other host."""
     wish: Callable[[], Stop]
     watch: Watch | None
     agree: Callable[[], bool]

@@ -8,6 +8,7 @@ import gc
 import importlib
 import json
 import os
+import secrets
 import shutil
 import signal
 import threading
@@ -17,10 +18,13 @@ from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distrib.checkpoint import CheckpointWriter, newest_checkpoint
+from distrib.checkpoint import newest_checkpoint
+from distrib.checkpoint_parts import PartWriter, Writers
+from distrib.checkpoint_writer import CheckpointWriter
 from distrib.comm.group import Group, can_be_elastic
 from distrib.config import Experiment
 from distrib.data.manifest import DatasetRecord, Manifest, class_counts
@@ -253,6 +257,7 @@ class _Rank:
         self._environment: dict[str, Any] = {}
         self._log: RunLog | None = None
         self._writer: CheckpointWriter | None = None
+        self._part: PartWriter | None = None
         train = settled.experiment.train
         self._guard = Guard(settled.experiment.guard.every_steps if train.reduction != "fast" else 0, self._tell)
         self._written = ExitStack()
@@ -328,6 +333,10 @@ class _Rank:
             self._environment = describe_environment(group.world, self._settled.manifest.sha256,
                                                      [ipex.PACKAGE] if train.ipex else [])
             warn_of_other_processors(self._environment, group, self._tell)
+        writers = self._share_writing(experiment, group)
+        self._part = PartWriter(self._run, writers) if writers.number > 0 else None
+        if self._writer is not None:
+            self._writer.writers = writers
         if not self._leads or self._log is not None:
             return
         step = state.progress.step
@@ -337,7 +346,19 @@ class _Rank:
         self._log = self._written.enter_context(
             RunLog(self._run, first_step=step, total_steps=total_steps(experiment, len(self._samples))))
         self._writer = CheckpointWriter(self._run, experiment.checkpoint.keep_last, self._log.note,
-                                        permitted=self._lease.is_ours)
+                                        permitted=self._lease.is_ours, writers=writers)
+
+    def _share_writing(self, experiment: Experiment, group: Group) -> Writers:
+        """Collective: the first rank of each host writes, the leader as number 0; other ranks get a number below 0.
+
+        With ordinary sums the leader alone does: nothing makes sure there that all hold the same.
+        """
+        key = group.broadcast_bytes(secrets.token_bytes(8) if self._leads else None).hex()
+        is_first = group.rows_of_all(np.array([float(group.world.local_rank == 0)]))[:, 0] > 0
+        ranks = [0, *(rank for rank in range(1, group.size) if is_first[rank])]
+        if experiment.train.reduction == "fast":
+            ranks = [0]
+        return Writers(len(ranks), ranks.index(group.rank) if group.rank in ranks else -1, key)
 
     def _train_together(self, experiment: Experiment, group: Group, state: _State, weights_K: Tensor | None,
                         order: Order, validate: Validate | None) -> tuple[Trained, Trainer]:
@@ -390,9 +411,9 @@ class _Rank:
                 experiment=experiment, num_samples=len(samples), total_steps=steps, model=state.model,
                 optimizer=state.optimizer, pace=pace, average=state.average, progress=progress,
                 validate=validate,
-                log=log, writer=self._writer if self._leads else None, wish=self._wish, watch=watch,
+                log=log, writer=self._writer if self._leads else self._part, wish=self._wish, watch=watch,
             )
-            if self._leads and self._link is not None and self._link.last is not None and progress.step:
+            if self._link is not None and self._link.last is not None and progress.step:
                 trainer.checkpoint()  # the lost ranks may have taken with them what was not written yet
             if self._link is not None:
                 self._imports.join()

@@ -37,10 +37,12 @@ class SmallDisk:
         subprocess.run([*self.enter, *words], check=True, capture_output=True)
 
     def fill(self, name: str = "filler") -> Path:
-        """A file that takes all that is free."""
+        """A file that takes all that is free, while others may write too."""
         path = self.path / name
         with path.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(self.path).free)
+            while (free := shutil.disk_usage(self.path).free) > 0:
+                with contextlib.suppress(OSError):
+                    os.posix_fallocate(file.fileno(), path.stat().st_size, free)
         return path
 
 

@@ -264,6 +264,12 @@ def fill_disk(world: DiskWorld) -> None:
     filler.unlink()
 
 
+def kill_a_writer(world: NodesWorld) -> None:
+    """A node dies while it writes its part of a checkpoint."""
+    world.until(lambda: any((world.run / "checkpoints").glob(".*.2.part")))
+    world.nodes.kill("node2")
+
+
 def kill_node(name: str) -> Callable[[NodesWorld], None]:
     return lambda world: world.nodes.kill(name)
 
@@ -314,6 +320,8 @@ FAULTS = [
     Fault("all die, the newest checkpoint is cut short", kill_all_and_damage(cut_short), again=True, lost=(0, 1, 2),
           overrides=("checkpoint.every_steps=10",), says="is damaged", most_done_again=30),
     Fault("rank 0's node dies", kill_node("node1"), where="nodes", lost=(0,)),
+    Fault("a node dies that writes its part of a checkpoint", kill_a_writer, where="nodes", lost=(1,),
+          overrides=("checkpoint.every_steps=5",)),
     Fault("a cable is out", cut("node2"), where="nodes", lost=(1,), silent=True, says=CUT_OFF),
     Fault("rank 0's cable is out for a while", cut("node1", 5.0), where="nodes", lost=(0,), silent=True, says=CUT_OFF),
     Fault("a cable at 1% of its speed", slow_cable, where="nodes"),

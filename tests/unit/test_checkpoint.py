@@ -9,7 +9,7 @@ import pickle
 import resource
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load
 
-from distrib import checkpoint
+from distrib import checkpoint, checkpoint_writer
 from distrib.checkpoint import (
     FORMAT,
     Checkpoint,
-    CheckpointWriter,
     Tensors,
     best_checkpoint,
     checkpoint_paths,
@@ -35,6 +34,7 @@ from distrib.checkpoint import (
     seems_whole,
     write_checkpoint,
 )
+from distrib.checkpoint_writer import CheckpointWriter
 from distrib.durable import seal, sha256_file
 from distrib.errors import CheckpointError, StorageError
 from distrib.rundir import RunDir
@@ -397,11 +397,11 @@ def slowly(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     proceed = threading.Event()
     real_write = checkpoint.write_checkpoint
 
-    def slow(run: RunDir, state: Checkpoint) -> Path:
+    def slow(run: RunDir, state: Checkpoint, write: Callable[[Path], dict[str, str]]) -> Path:
         assert proceed.wait(60)
-        return real_write(run, state)
+        return real_write(run, state, write)
 
-    monkeypatch.setattr(checkpoint, "write_checkpoint", slow)
+    monkeypatch.setattr(checkpoint_writer, "write_checkpoint", slow)
     return proceed
 
 

@@ -18,7 +18,7 @@ LAYERS = [
     {"train", "export", "predict", "probe", "verify"},
     {"evaluate"},
     {"scoring", "forward", "metrics", "intervals", "decision", "bundle", "runtimes", "trained", "checkpoint",
-     "elastic", "tensor_file"},
+     "checkpoint_parts", "checkpoint_writer", "elastic", "tensor_file"},
     {"data", "comm", "models"},
     {"config", "rundir", "world"},
     {"documents", "entry", "stdout"},
