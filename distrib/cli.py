@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from distrib.entry import put, run_app, tell
 from distrib.errors import printable
+from distrib.verbs.answers import Json, answer
 
 app = typer.Typer(
     name="distrib", help="Train image classifiers on clusters of CPUs.", no_args_is_help=True, add_completion=False,
     rich_markup_mode=None, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-
 
 @app.callback()
 def group() -> None:
     """Train image classifiers on clusters of CPUs."""
-
-
-def answer(result: Any, as_json: bool) -> None:
-    """The result on stdout, where it was asked for as JSON."""
-    if as_json:
-        put(json.dumps(result, allow_nan=False))
 
 
 @app.command()

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # From the top down. A module may import from layers below its own, and from its own layer's package or file.
 LAYERS = [
     {"cli", "__main__"},
+    {"verbs"},
     {"train", "export", "predict", "probe", "verify"},
     {"evaluate"},
     {"scoring", "forward", "metrics", "intervals", "decision", "bundle", "runtimes", "trained", "checkpoint",
