@@ -13,6 +13,7 @@ import typer
 from distrib.entry import put, run_app, tell
 from distrib.errors import printable
 from distrib.verbs.answers import Json, answer
+from distrib.verbs.update import update
 
 app = typer.Typer(
     name="distrib", help="Train image classifiers on clusters of CPUs.", no_args_is_help=True, add_completion=False,
@@ -223,6 +224,9 @@ def backends(
     if not as_json:
         for row in rows:
             put(f"{row['backend']:16}{row['version'] if row['available'] else 'missing: ' + row['missing']}")
+
+
+app.command()(update)
 
 
 def _terminate(number: int, _: FrameType | None) -> NoReturn:
