@@ -92,6 +92,8 @@ def train(
     override: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE",
                                                        help="Override a key, such as train.lr=0.1.")] = None,
     run: Annotated[Path | None, typer.Option(help="The run's folder [runs/NAME]; an existing run goes on.")] = None,
+    source: Annotated[Path | None, typer.Option("--from", metavar="RUN_OR_BUNDLE",
+                                                help="Begin with the weights of this run or bundle.")] = None,
     join: Annotated[bool, typer.Option("--join", help="Become a further rank of the elastic run --run.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -100,7 +102,7 @@ def train(
     from distrib.world import read_world
 
     world = read_world()
-    settled = settle(experiment, override or [], run, world)
+    settled = settle(experiment, override or [], run, world, source)
     from distrib.train.run import run_train  # takes seconds to import
 
     result = run_train(settled, world, tell, join=join or world.join)
