@@ -13,6 +13,7 @@ import typer
 from distrib.entry import put, run_app, tell
 from distrib.errors import printable
 from distrib.verbs.answers import Json, answer
+from distrib.verbs.promote import promote
 from distrib.verbs.update import update
 
 app = typer.Typer(
@@ -229,6 +230,7 @@ def backends(
 
 
 app.command()(update)
+app.command()(promote)
 
 
 def _terminate(number: int, _: FrameType | None) -> NoReturn:

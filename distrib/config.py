@@ -88,11 +88,13 @@ class StartConfig(Section):
     """What `distrib train --from` took weights from; written by it, and of no use in an experiment's file."""
 
     source: str
-    """Written by `distrib train --from`, as the next two: the run or bundle that was started from."""
+    """Written by `distrib train --from`, as the next three: the run or bundle that was started from."""
     weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """Digest of its weights, of which the run keeps a copy."""
     classes: tuple[str, ...]
     """Its classes: their rows of the head are taken over, by name."""
+    datasets: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...]
+    """Seals of the datasets that it, and what it started from itself, was trained on."""
 
 
 class ModelConfig(Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from distrib.bundle import FILE_NAME as BUNDLE_NAME
 from distrib.bundle import load_bundle
-from distrib.config import StartConfig
+from distrib.config import Experiment, StartConfig
+from distrib.documents import validate
 from distrib.durable import fsync_dir
 from distrib.errors import BundleError, CheckpointError, storage_errors
 from distrib.models.weights import take_weights, weights_sha256
@@ -32,10 +34,12 @@ def with_start(settled: Settled, tell: Tell) -> tuple[Settled, Mapping[str, Tens
     """
     if settled.source is None:
         return settled, None
-    tensors, classes = _read_source(settled.source, tell)
-    start = StartConfig(source=str(settled.source), weights_sha256=weights_sha256(tensors), classes=tuple(classes))
+    read = _read_source(settled.source, tell)
+    start = StartConfig(source=str(settled.source), weights_sha256=weights_sha256(read.tensors), classes=read.classes,
+                        datasets=(*(read.experiment.model.start.datasets if read.experiment.model.start else ()),
+                                  read.dataset_sha256))
     model = settled.experiment.model.model_copy(update={"start": start})
-    return settled.with_experiment(settled.experiment.model_copy(update={"model": model})), tensors
+    return settled.with_experiment(settled.experiment.model_copy(update={"model": model})), read.tensors
 
 
 def write_start(run: RunDir, tensors: Mapping[str, Tensor]) -> None:
@@ -71,16 +75,26 @@ def take_start(model: nn.Module, run: RunDir, start: StartConfig, classes: Seque
          + (f"; fresh rows of the head for {', '.join(fresh[:5])}{' ...' if fresh[5:] else ''}" if fresh else ""))
 
 
-def _read_source(source: Path, tell: Tell) -> tuple[Mapping[str, Tensor], Sequence[str]]:
+@dataclass(frozen=True)
+class _Source:
+    tensors: Mapping[str, Tensor]
+    classes: tuple[str, ...]
+    experiment: Experiment
+    dataset_sha256: str
+
+
+def _read_source(source: Path, tell: Tell) -> _Source:
     if not (source / BUNDLE_NAME).exists():
         trained = load_trained(RunDir(source), tell)
-        return trained.checkpoint.weights, trained.classes
+        return _Source(trained.checkpoint.weights, trained.classes, trained.experiment, trained.dataset_sha256)
     loaded = load_bundle(source)
     tensors = read_weights(*loaded.files("torch"))
     if weights_sha256(tensors) != loaded.bundle.weights.sha256:
         raise BundleError(f"the torch weights in the bundle {source} are not those that it names",
                           "nothing was started", "export it again, or start from its run")
-    return tensors, loaded.bundle.classes
+    return _Source(tensors, loaded.bundle.classes,
+                   validate(Experiment, loaded.bundle.experiment, f"{source}: experiment"),
+                   loaded.bundle.dataset_sha256)
 
 
 def _unusable(path: Path, what: str) -> CheckpointError:
