@@ -143,7 +143,8 @@ def _entry(bundle: Bundle, sha256: str, before: Entry | None, action: Any, reaso
            restores: int | None = None) -> Entry:
     return Entry(
         number=1 if before is None else before.number + 1, action=action,
-        when=datetime.now(UTC).isoformat("T", "seconds"), who=_user(), reason=reason, bundle_sha256=sha256, weights_sha256=bundle.weights.sha256,
+        when=datetime.now(UTC).isoformat("T", "seconds"), who=_user(), reason=reason, bundle_sha256=sha256,
+        weights_sha256=bundle.weights.sha256,
         trained_on_sha256=bundle.dataset_sha256, parent=None if before is None else before.number, restores=restores,
         judgement=judgement)
 
