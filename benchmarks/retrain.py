@@ -28,7 +28,7 @@ from timing import note, one_core, show
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ("before", "full", "retrained", "short")
 PREPARED = ("--image-column", "image", "--label-column", "label", "--json")
-GENTLE = ("data.new_ratio=0.5", "train.lr=2e-3", "train.warmup_epochs=0.5")
+RETRAINING = ("data.new_ratio=0.5", "train.warmup_epochs=0.5")
 
 
 def run(*words: str | Path) -> Any:
@@ -60,7 +60,7 @@ def make_data(folder: Path, mode: str) -> None:
         "--out", folder / "v2")
 
 
-def measure(folder: Path, model: str, seed: int, epochs: int, gentle: list[str]) -> dict[str, float]:
+def measure(folder: Path, model: str, seed: int, epochs: int, changes: list[str]) -> dict[str, float]:
     """Train and evaluate once: accuracy, steps, and seconds of the whole command."""
     kept, target = folder / f"{model}-{seed}.json", folder / f"{model}-{seed}"
     if kept.exists():
@@ -71,7 +71,7 @@ def measure(folder: Path, model: str, seed: int, epochs: int, gentle: list[str])
     words: list[str | Path] = ["distrib", "train", ROOT / "examples/digits/digits.yaml", "--run", target, "--json"]
     if model == "retrained":
         words += ["--from", folder / f"before-{seed}"]
-        overrides += gentle
+        overrides += changes
     for override in overrides:
         words += ["--set", override]
     began = time.perf_counter()
@@ -102,7 +102,7 @@ def main() -> None:
         found: dict[str, list[dict[str, float]]] = {model: [] for model in MODELS}
         for seed in range(options.seeds):
             for model in MODELS:
-                found[model].append(measure(folder, model, seed, options.epochs, [*GENTLE, *options.overrides]))
+                found[model].append(measure(folder, model, seed, options.epochs, [*RETRAINING, *options.overrides]))
                 note(f"seed {seed}, {model}: {found[model][-1]}")
         full = statistics.mean(one["seconds"] for one in found["full"])
         seeds = " | ".join(f"seed {seed}" for seed in range(options.seeds))

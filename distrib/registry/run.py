@@ -182,7 +182,8 @@ def _check_leaks(loaded: LoadedBundle, candidate: Path, manifest: Manifest, samp
     for recorded in dict.fromkeys((loaded.bundle.dataset_sha256, *(start.datasets if start is not None else ()))):
         found = next(((one, version) for one in known if (version := version_of(one, recorded)) is not None), None)
         if found is None:
-            raise DataError(f"the dataset {recorded[:16]}, which {candidate} was trained on, is not known here",
+            whose = "" if recorded == loaded.bundle.dataset_sha256 else "the start of "
+            raise DataError(f"the dataset that {whose}{candidate} was trained on is not known here",
                             "whether it has seen the test can not be known, so it was not promoted",
                             "name its folder with --trained-on")
         if leaked := leaks(samples, seen_by(found[0], samples.split, found[1])):
