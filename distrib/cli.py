@@ -13,6 +13,8 @@ import typer
 from distrib.entry import put, run_app, tell
 from distrib.errors import printable
 from distrib.verbs.answers import Json, answer
+from distrib.verbs.promote import promote
+from distrib.verbs.update import update
 
 app = typer.Typer(
     name="distrib", help="Train image classifiers on clusters of CPUs.", no_args_is_help=True, add_completion=False,
@@ -91,6 +93,8 @@ def train(
     override: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE",
                                                        help="Override a key, such as train.lr=0.1.")] = None,
     run: Annotated[Path | None, typer.Option(help="The run's folder [runs/NAME]; an existing run goes on.")] = None,
+    source: Annotated[Path | None, typer.Option("--from", metavar="RUN_OR_BUNDLE",
+                                                help="Begin with the weights of this run or bundle.")] = None,
     join: Annotated[bool, typer.Option("--join", help="Become a further rank of the elastic run --run.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -99,7 +103,7 @@ def train(
     from distrib.world import read_world
 
     world = read_world()
-    settled = settle(experiment, override or [], run, world)
+    settled = settle(experiment, override or [], run, world, source)
     from distrib.train.run import run_train  # takes seconds to import
 
     result = run_train(settled, world, tell, join=join or world.join)
@@ -223,6 +227,10 @@ def backends(
     if not as_json:
         for row in rows:
             put(f"{row['backend']:16}{row['version'] if row['available'] else 'missing: ' + row['missing']}")
+
+
+app.command()(update)
+app.command()(promote)
 
 
 def _terminate(number: int, _: FrameType | None) -> NoReturn:

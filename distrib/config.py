@@ -73,6 +73,9 @@ class DataConfig(Section):
     augment: AugmentConfig = AugmentConfig()
     sampling: Literal["shuffle", "balanced"] = "shuffle"
     """shuffle: each sample once an epoch. balanced: each class equally often, rare samples repeated."""
+    new_ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Part of the draws from samples that came with the dataset's newest version; none: each sample once an epoch. With
+    it an epoch is as many draws as the split has samples."""
     shuffle_shards: Annotated[int, Field(ge=1, le=256)] = 8
     """Shards whose samples are mixed at a time; bounds the shards that a lane has open."""
     decode_threads: Annotated[int, Field(ge=1, le=64)] = 1
@@ -81,11 +84,25 @@ class DataConfig(Section):
     """Steps whose images are decoded ahead; bounds the memory of the stream."""
 
 
+class StartConfig(Section):
+    """What `distrib train --from` took weights from; written by it, and of no use in an experiment's file."""
+
+    source: str
+    """Written by `distrib train --from`, as the next three: the run or bundle that was started from."""
+    weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Digest of its weights, of which the run keeps a copy."""
+    classes: tuple[str, ...]
+    """Its classes: their rows of the head are taken over, by name."""
+    datasets: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...]
+    """Seals of the datasets that it, and what it started from itself, was trained on."""
+
+
 class ModelConfig(Section):
     name: str
     """A name of the table of models, LIBRARY/NAME, or package.module:function; see `distrib.models.table`."""
     weights: FilePath | None = None
     """A safetensors file to start from; its head is replaced if the number of classes differs."""
+    start: StartConfig | None = None
     freeze: tuple[str, ...] = ()
     """Parameters not to train, as shell patterns over their names, such as "layer1.*"."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0

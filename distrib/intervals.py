@@ -29,6 +29,21 @@ def bootstrap_intervals(logits_NK: NDArray[np.floating[Any]], labels_N: Labels, 
     A resample in which a metric is not defined is left out of it and counted; where half or more are,
     low and high are None.
     """
+    drawn = bootstrap_draws(logits_NK, labels_N, groups, classes, config, threshold, resamples=resamples, seed=seed)
+    return {
+        "level": 0.95, "resamples": resamples, "num_groups": len(set(groups)), "seed": seed,
+        "metrics": {name: percentile_interval(values_B) for name, values_B in drawn.items()},
+    }
+
+
+def bootstrap_draws(logits_NK: NDArray[np.floating[Any]], labels_N: Labels, groups: Sequence[str],
+                    classes: Sequence[str], config: EvaluateConfig, threshold: Threshold | None = None,
+                    *, resamples: int, seed: int = 0) -> dict[str, Floats]:
+    """The headline metrics of every resample, NaN where not defined: {name: values_B}.
+
+    With equal groups, resamples and seed, row b of two models is of the same samples, so that differences of
+    rows are paired.
+    """
     drawn: dict[str, list[Floats]] = {}
     log_probabilities_NK, probabilities_NK = log_softmax(logits_NK), softmax(logits_NK)
     predicted_N = decide(probabilities_NK, classes, threshold)
@@ -40,8 +55,7 @@ def bootstrap_intervals(logits_NK: NDArray[np.floating[Any]], labels_N: Labels, 
     truth_NK = (labels_N[:, None] == np.arange(len(classes))).astype(np.float64)
     correct_N = (predicted_N == labels_N).astype(np.float64)
     judged = range(len(classes)) if positive is None else [positive]
-    unique_groups, group_N = np.unique(np.asarray(groups), return_inverse=True)
-    for weights_BN in _resampled(group_N, len(unique_groups), resamples, seed):
+    for weights_BN in resampled(groups, resamples, seed):
         total_B = weights_BN.sum(axis=1)
         recall_BK = _divide(weights_BN @ (truth_NK * correct_N[:, None]), weights_BN @ truth_NK)
         values = {
@@ -61,10 +75,7 @@ def bootstrap_intervals(logits_NK: NDArray[np.floating[Any]], labels_N: Labels, 
             values["specificity_at_sensitivity"] = curves[0].specificity_at(config.sensitivity)
         for name, value_B in values.items():
             drawn.setdefault(name, []).append(value_B)
-    return {
-        "level": 0.95, "resamples": resamples, "num_groups": len(unique_groups), "seed": seed,
-        "metrics": {name: _interval(np.concatenate(parts)) for name, parts in drawn.items()},
-    }
+    return {name: np.concatenate(parts) for name, parts in drawn.items()}
 
 
 class RocCurves:
@@ -112,13 +123,30 @@ class RocCurves:
         """Highest specificity where the sensitivity is at least this, shape [B]."""
         return self._best(1 - self._fpr_BT, self._tpr_BT >= sensitivity - RATE_SLACK)
 
+    def sensitivities(self, fpr_G: Floats) -> Floats:
+        """Highest sensitivity with at most each of these false-positive rates, shape [B, G]."""
+        place_BG = np.stack([np.searchsorted(row, fpr_G + RATE_SLACK, side="right") - 1 for row in self._fpr_BT])
+        result: Floats = np.take_along_axis(self._tpr_BT, np.maximum(place_BG, 0), axis=1)
+        return result + 0 * (self._tpr_BT[:, -1:] + self._fpr_BT[:, -1:])
+
+    def precisions(self, recall_G: Floats) -> Floats:
+        """Precision at the highest threshold that reaches each of these recalls (above 0), shape [B, G]."""
+        last = self._tpr_BT.shape[1] - 1
+        place_BG = np.stack([np.searchsorted(row, recall_G - RATE_SLACK) for row in self._tpr_BT])
+        place_BG = np.clip(place_BG, 1, last)
+        hits_BG = np.take_along_axis(self._hits_BT, place_BG, axis=1)
+        result = _divide(hits_BG, hits_BG + np.take_along_axis(self._alarms_BT, place_BG, axis=1))
+        return result + 0 * (self._tpr_BT[:, -1:] + self._fpr_BT[:, -1:])
+
     def _best(self, rates_BT: Floats, allowed_BT: NDArray[np.bool_]) -> Floats:
         result: Floats = np.where(allowed_BT, rates_BT, 0).max(axis=1)
         return result + 0 * (self._tpr_BT[:, -1] + self._fpr_BT[:, -1])
 
 
-def _resampled(group_N: NDArray[np.int64], num_groups: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """Chunks of weights_BN: how often each sample's group was drawn."""
+def resampled(groups: Sequence[str], resamples: int, seed: int = 0) -> Iterator[Floats]:
+    """Chunks of weights_BN, ``resamples`` rows in all: how often each sample's group was drawn."""
+    unique_groups, group_N = np.unique(np.asarray(groups), return_inverse=True)
+    num_groups = len(unique_groups)
     random = np.random.default_rng(seed)
     rows = max(1, _CHUNK_WEIGHTS // len(group_N))
     for begin in range(0, resamples, rows):
@@ -127,7 +155,8 @@ def _resampled(group_N: NDArray[np.int64], num_groups: int, resamples: int, seed
         yield np.stack(counts).astype(np.float64)[:, group_N]
 
 
-def _interval(values_B: Floats) -> dict[str, Any]:
+def percentile_interval(values_B: Floats) -> dict[str, Any]:
+    """{"low", "high", "undefined_resamples"}: the middle 95% of what is defined."""
     defined = values_B[~np.isnan(values_B)]
     left_out = len(values_B) - len(defined)
     if 2 * left_out >= len(values_B):

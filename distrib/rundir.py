@@ -18,6 +18,11 @@ class RunDir:
         return self.root / "experiment.json"
 
     @property
+    def start(self) -> Path:
+        """The weights that `train --from` began with, as safetensors; `model.start` has their digest."""
+        return self.root / "start.safetensors"
+
+    @property
     def environment(self) -> Path:
         """Processor, library versions and threads of each start of the run, one JSON object a line."""
         return self.root / "environment.jsonl"

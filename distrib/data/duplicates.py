@@ -102,6 +102,14 @@ def pairs_across(prints: Sequence[Fingerprint], splits: Sequence[Split]) -> list
     return sorted(result, key=lambda pair: (pair.second, pair.first))
 
 
+def nearest(prints: Sequence[Fingerprint], firsts: Sequence[int], seconds: Sequence[int]) -> dict[int, int]:
+    """For every second that nearly shows what one of the firsts does, the nearest of those. Positions in ``prints``."""
+    pictures = _Pictures(prints)
+    bits = np.array([item.bits for item in prints], dtype=np.uint64).reshape(-1, 2)
+    columns, rows = (np.array([i for i in some if pictures.sharp[i]], dtype=np.int64) for some in (firsts, seconds))
+    return {second: first for first, second in _closest(bits, pictures, columns, rows)}
+
+
 def _closest(bits: NDArray[np.uint64], pictures: _Pictures, firsts: NDArray[np.int64],
              seconds: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
     """(first, second) of every second that has a near first, the nearest of them."""

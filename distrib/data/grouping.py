@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from distrib.data.duplicates import same_pixels
 from distrib.data.manifest import SPLITS, Split
@@ -34,8 +34,12 @@ def without_conflicts(reads: list[ReadImage], refuse: bool) -> tuple[list[ReadIm
     return [read for i, read in enumerate(reads) if i not in dropped], conflicting
 
 
-def merge_copies(reads: Sequence[ReadImage], groups: list[str]) -> tuple[list[str], int]:
-    """(groups such that equal images share one, number of groups that went into another)."""
+def merge_copies(reads: Sequence[ReadImage], groups: list[str],
+                 places: Container[str] = ()) -> tuple[list[str], int]:
+    """(groups such that equal images share one, number of groups that went into another).
+
+    Groups in ``places`` have a split already: others go into them, and they into none.
+    """
     parent = {group: group for group in groups}
 
     def root(group: str) -> str:
@@ -44,10 +48,11 @@ def merge_copies(reads: Sequence[ReadImage], groups: list[str]) -> tuple[list[st
             group = parent[group]
         return group
 
-    for places in same_pixels([read.print for read in reads]):
-        roots = sorted({root(groups[i]) for i in places})
+    for equal in same_pixels([read.print for read in reads]):
+        roots = sorted({root(groups[i]) for i in equal}, key=lambda group: (group not in places, group))
         for other in roots[1:]:
-            parent[other] = roots[0]
+            if other not in places:
+                parent[other] = roots[0]
     num_merged = sum(root(group) != group for group in parent)
     if num_merged:
         say(f"note: {num_merged} groups share an image with another group, byte for byte or pixel for pixel; "

@@ -31,7 +31,7 @@ class Columns:
         return [name for name in (self.image, self.label, self.group, self.split) if name is not None]
 
 
-def read_folders(source: Path) -> Listing:
+def read_folders(source: Path, least_classes: int = 2) -> Listing:
     """Every image below SOURCE/CLASS/, or below SOURCE/SPLIT/CLASS/ where all top folders are named as splits.
 
     Names count as splits only if all of them are (train, val or valid or validation, test) and train is among
@@ -56,10 +56,10 @@ def read_folders(source: Path) -> Listing:
     for path in files:
         parts = path.split("/")
         samples.append(Sample(path, readable(parts[depth - 1]), split=splits[parts[0]] if given else None))
-    return _listing(samples, source, given, notes, "put each class into a folder of its own below it")
+    return _listing(samples, source, given, notes, least_classes, "put each class into a folder of its own below it")
 
 
-def read_table(source: Path, table: Path, columns: Columns) -> Listing:
+def read_table(source: Path, table: Path, columns: Columns, least_classes: int = 2) -> Listing:
     """The images that a CSV lists, found below SOURCE by relative path, by name or by name without extension.
 
     Raises TableError for every mistake in the table; images that are not there are in ``missing``.
@@ -100,13 +100,14 @@ def read_table(source: Path, table: Path, columns: Columns) -> Listing:
         first = rows[0][1][columns.image]
         raise TableError(f"none of the {len(rows)} images in {table} is below {source} (the first is {first!r})",
                          "there is nothing to prepare", "check SOURCE and --image-column")
-    listing = _listing(samples, source, columns.split is not None, notes, "check --label-column")
+    listing = _listing(samples, source, columns.split is not None, notes, least_classes, "check --label-column")
     return replace(listing, missing=missing)
 
 
-def _listing(samples: list[Sample], source: Path, given: bool, notes: list[str], remedy: str) -> Listing:
+def _listing(samples: list[Sample], source: Path, given: bool, notes: list[str], least_classes: int,
+             remedy: str) -> Listing:
     classes = sorted_classes(sample.label for sample in samples)
-    if len(classes) < 2:
+    if len(classes) < least_classes:
         raise DataError(f"all {len(samples)} images of {source} are of one class, {classes[0]!r}",
                         "there is nothing to tell apart", remedy)
     by_case = defaultdict(set)

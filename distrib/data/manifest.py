@@ -27,7 +27,11 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
+_OF_VERSIONS: dict[str, Any] = {"version": True, "parent": True, "ancestors": True, "shards": {"__all__": {"version"}}}
+
 Count = Annotated[int, Field(ge=0)]
+Version = Annotated[int, Field(ge=1)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Part(BaseModel):
@@ -65,7 +69,9 @@ class Shard(_Part):
     split: Split
     num_samples: Annotated[int, Field(ge=1)]
     bytes: Count
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Sha256
+    version: Version = 1
+    """The version of the dataset that it came with."""
     index: ShardIndex
 
     @model_validator(mode="after")
@@ -103,6 +109,12 @@ class Manifest(_Part):
     """Options that made the images what they are; `distrib.data.ingest.IngestOptions` and the split."""
     excluded: tuple[Excluded, ...] = ()
     duplicates: tuple[Duplicate, ...] = ()
+    version: Version = 1
+    """1 as prepared, one more with every `distrib update`."""
+    parent: Sha256 | None = None
+    """The seal of the version before."""
+    ancestors: tuple[Sha256, ...] = ()
+    """The seals of all versions before, from the first on."""
     sha256: str = Field(default="", exclude=True)
     """The seal: identity of the dataset. Set when read from disk."""
 
@@ -121,11 +133,15 @@ class Manifest(_Part):
                 raise ValueError(f"{shard.name} has a label beyond the {len(self.classes)} classes")
         if len(keys) != total:
             raise ValueError("a sample key stands twice")
+        if len(self.ancestors) != self.version - 1 or self.parent != (self.ancestors or (None,))[-1]:
+            raise ValueError(f"version {self.version} does not go with its parent and {len(self.ancestors)} ancestors")
+        if max(shard.version for shard in self.shards) > self.version:
+            raise ValueError("a shard came with a later version")
         return self
 
     def to_bytes(self) -> bytes:
-        """The sealed document."""
-        return seal(FORMAT, self.model_dump(mode="json"))
+        """The sealed document; a first version does not speak of versions, so it is as it always was."""
+        return seal(FORMAT, self.model_dump(mode="json", exclude=_OF_VERSIONS if self.version == 1 else None))
 
     def samples(self, split: Split) -> SplitSamples:
         """Every sample of a split, shard after shard. Raises ManifestError if there is none."""
@@ -165,6 +181,11 @@ class SplitSamples:
     @cached_property
     def keys(self) -> tuple[str, ...]:
         return tuple(key for shard in self.shards for key in shard.index.key)
+
+    @cached_property
+    def versions(self) -> NDArray[np.int64]:
+        """The version of the dataset that each sample came with."""
+        return np.repeat([shard.version for shard in self.shards], self.shard_sizes)
 
     @cached_property
     def groups(self) -> tuple[str, ...]:

@@ -16,12 +16,17 @@ that it has left, except one cut by its ends.
 
 **Balanced order.** Positions of the global sequence come in blocks of one sample of every class, in
 random order; each class runs through its own samples in shuffled order, over and over.
+
+**Mixed order.** A stated part r of the positions draws from the new samples, the rest from the old ones: position p is
+new where floor((p + 1) r) is above floor(p r), so any run of n positions, a lane's batch or the whole batch, has n r
+new ones to within one. Each part runs through its own samples, over and over, shuffled or balanced.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from itertools import pairwise
 from typing import Protocol
@@ -34,7 +39,7 @@ from distrib.data.keyed import key_of, permutation
 Indices = NDArray[np.int64]
 
 # The first part of a key says what it is for, so that no two purposes share random numbers.
-_SHARDS, _CUT, _WINDOW, _BLOCK, _CLASS = range(1, 6)
+_SHARDS, _CUT, _WINDOW, _BLOCK, _CLASS, _PART = range(1, 7)
 
 
 @dataclass(frozen=True)
@@ -125,11 +130,14 @@ class ShuffledOrder:
 
 
 class BalancedOrder:
-    """Every class equally often; a class with few samples repeats them, each time augmented anew."""
+    """Every class equally often; a class with few samples repeats them, each time augmented anew.
+
+    Samples whose label is below 0 are left out.
+    """
 
     def __init__(self, shard_sizes: Sequence[int], labels: Indices, *, num_classes: int, lanes: int, lane_batch: int,
                  seed: int, shuffle_shards: int) -> None:
-        self._global_batch, self._lane_batch = lanes * lane_batch, lane_batch
+        self._lanes, self._lane_batch = lanes, lane_batch
         self._num_classes, self._seed, self._window = num_classes, seed, shuffle_shards
         bounds = np.cumsum([0, *shard_sizes])
         self._by_shard: list[list[Indices]] = []
@@ -141,20 +149,24 @@ class BalancedOrder:
             self._by_shard.append([members[a:b] for a, b in pairwise(cuts) if b > a])
         self._class_sizes = [sum(map(len, shards)) for shards in self._by_shard]
         self._pass = lru_cache(maxsize=2 * num_classes)(self._compute_pass)
+        self._block = lru_cache(maxsize=4)(self._compute_block)
 
     def batch(self, step: int, lane: int) -> LaneBatch:
-        start = step * self._global_batch + lane * self._lane_batch
-        positions = np.arange(start, start + self._lane_batch)
+        return self.draw(lane_positions(step, lane, self._lanes, self._lane_batch))
+
+    def draw(self, positions: Indices) -> LaneBatch:
+        """What stands at these positions of the global sequence."""
         epochs, samples = np.empty_like(positions), np.empty_like(positions)
-        for block in range(start // self._num_classes, int(positions[-1]) // self._num_classes + 1):
-            classes = permutation(key_of(_BLOCK, self._seed, block), self._num_classes)
-            inside = np.flatnonzero(positions // self._num_classes == block)
-            for place in inside:
-                label = int(classes[positions[place] % self._num_classes])
-                # Each block holds every class once, so the block's number counts the class's samples.
-                epoch, index = divmod(block, self._class_sizes[label])
-                epochs[place], samples[place] = epoch, self._pass(label, epoch)[index]
+        for place, position in enumerate(positions.tolist()):
+            block, inside = divmod(position, self._num_classes)
+            label = self._block(block)[inside]
+            # Each block holds every class once, so the block's number counts the class's samples.
+            epoch, index = divmod(block, self._class_sizes[label])
+            epochs[place], samples[place] = epoch, self._pass(label, epoch)[index]
         return LaneBatch(epochs, samples)
+
+    def _compute_block(self, block: int) -> list[int]:
+        return list(map(int, permutation(key_of(_BLOCK, self._seed, block), self._num_classes)))
 
     def _compute_pass(self, label: int, epoch: int) -> Indices:
         """One shuffled pass over a class's samples, shard-sequential like the other order."""
@@ -162,6 +174,41 @@ class BalancedOrder:
         key = key_of(_CLASS, self._seed, label, epoch)
         pieces = [shards[i] for i in permutation(key, len(shards))]
         return mix_windows(pieces, self._window, key_of(key, 1))
+
+
+class MixedOrder:
+    """Old and new samples in a stated ratio; the rarer part repeats its samples, each time augmented anew."""
+
+    def __init__(self, shard_sizes: Sequence[int], labels: Indices, is_new: NDArray[np.bool_], new_ratio: float, *,
+                 balanced: bool, lanes: int, lane_batch: int, seed: int, shuffle_shards: int) -> None:
+        """``new_ratio``: the part of the draws from the samples ``is_new``, to 1/10,000. ``balanced``: within each
+        part, every class that it has equally often."""
+        self._lanes, self._lane_batch = lanes, lane_batch
+        self._ratio = Fraction(new_ratio).limit_denominator(10_000)
+        self._parts = []
+        for number, chosen in enumerate((~is_new, is_new)):
+            present, place = np.unique(labels[chosen], return_inverse=True)
+            classes = np.full(len(labels), -1, dtype=np.int64)
+            classes[chosen] = place if balanced else 0
+            self._parts.append(BalancedOrder(
+                shard_sizes, classes, num_classes=len(present) if balanced else 1, lanes=lanes, lane_batch=lane_batch,
+                seed=key_of(_PART, seed, number), shuffle_shards=shuffle_shards))
+
+    def batch(self, step: int, lane: int) -> LaneBatch:
+        positions = lane_positions(step, lane, self._lanes, self._lane_batch)
+        new_before = positions * self._ratio.numerator // self._ratio.denominator
+        is_new = (positions + 1) * self._ratio.numerator // self._ratio.denominator > new_before
+        epochs, samples = np.empty_like(positions), np.empty_like(positions)
+        for part, chosen, own in zip(self._parts, (~is_new, is_new), (positions - new_before, new_before), strict=True):
+            drawn = part.draw(own[chosen])
+            epochs[chosen], samples[chosen] = drawn.epochs, drawn.samples
+        return LaneBatch(epochs, samples)
+
+
+def lane_positions(step: int, lane: int, lanes: int, lane_batch: int) -> Indices:
+    """A lane's places in a sequence over all steps and lanes, shape [lane_batch]."""
+    start = (step * lanes + lane) * lane_batch
+    return np.arange(start, start + lane_batch, dtype=np.int64)
 
 
 def arc_pieces(sizes: Indices, shards: Indices, start: int, count: int) -> list[Indices]:

@@ -71,13 +71,13 @@ def run_prepare(
         "shard_mb": shard_mb, "workers": workers,
         "ingest": {"resize": resize, "format": image_format, "quality": quality},
     }, "the options of prepare")
-    _check_options(options)
-    listing = _list_samples(source, options)
+    check_options(options)
+    listing = list_samples(source, options)
     fractions = _fractions(listing, options)
     for note in listing.notes:
         say(f"note: {note}")
     with storage_errors(f"the dataset {out} can not be written", _NOTHING_WRITTEN):
-        staging = _begin_staging(out)
+        staging = begin_staging(out)
         try:
             manifest = _build(source, staging, listing, fractions, options)
             document = manifest.to_bytes()
@@ -90,7 +90,8 @@ def run_prepare(
     return {"dataset": str(out), **report}
 
 
-def _check_options(options: PrepareOptions) -> None:
+def check_options(options: PrepareOptions) -> None:
+    """Raises ConfigError for what can not be fulfilled."""
     for name in ("shard_samples", "shard_mb", "workers"):
         value = getattr(options, name)
         if value is not None and not value > 0:
@@ -108,13 +109,14 @@ def _check_options(options: PrepareOptions) -> None:
                           "say which columns hold the image and its label")
 
 
-def _list_samples(source: Path, options: PrepareOptions) -> Listing:
+def list_samples(source: Path, options: PrepareOptions, least_classes: int = 2) -> Listing:
+    """What the source holds. Raises DataError."""
     if options.labels is None:
-        return read_folders(source)
+        return read_folders(source, least_classes)
     assert options.image_column is not None
     assert options.label_column is not None
     columns = Columns(options.image_column, options.label_column, options.group_column, options.split_column)
-    return read_table(source, options.labels, columns)
+    return read_table(source, options.labels, columns, least_classes)
 
 
 def _fractions(listing: Listing, options: PrepareOptions) -> dict[Split, float] | None:
@@ -127,7 +129,7 @@ def _fractions(listing: Listing, options: PrepareOptions) -> dict[Split, float] 
     return None
 
 
-def _begin_staging(out: Path) -> Path:
+def begin_staging(out: Path) -> Path:
     """An empty folder beside OUT; those that killed runs on this host left there are removed."""
     try:
         occupied = any(out.iterdir())
@@ -188,7 +190,7 @@ def _build(source: Path, staging: Path, listing: Listing, fractions: dict[Split,
                   splits=(splits[pair.first], splits[pair.second]))
         for pair in pairs_across([read.print for read in reads], splits)
     )
-    shards = _write_shards(staging, splits, reads, keys, labels, groups, options)
+    shards = write_shards(staging, splits, reads, keys, labels, groups, options)
     remove_spools(staging)
     excluded = tuple(Excluded(path=path, reason=reason) for path, reason in sorted(bad + conflicting))
     return Manifest(classes=classes, shards=tuple(shards), duplicates=duplicates, excluded=excluded, sha256="",
@@ -213,15 +215,16 @@ def _preparation(source: Path, fractions: dict[Split, float] | None, options: Pr
     }
 
 
-def _write_shards(staging: Path, splits: Sequence[Split], reads: Sequence[ReadImage], keys: Sequence[str],
-                  labels: Sequence[int], groups: Sequence[str], options: PrepareOptions) -> list[Shard]:
+def write_shards(staging: Path, splits: Sequence[Split], reads: Sequence[ReadImage], keys: Sequence[str],
+                  labels: Sequence[int], groups: Sequence[str], options: PrepareOptions,
+                 version: int = 1) -> list[Shard]:
     """Every split in a random order of its own, which the seed decides."""
     shards: list[Shard] = []
     with Progress("writing shards", len(reads)) as progress, spooled(staging) as content:
         for split in SPLITS:
             members = sorted((i for i, place in enumerate(splits) if place == split),
                              key=lambda i: keyed_digest(options.seed, "order", keys[i]))
-            with ShardWriter(staging, split, options.shard_samples, int(options.shard_mb * 1e6)) as writer:
+            with ShardWriter(staging, split, options.shard_samples, int(options.shard_mb * 1e6), version) as writer:
                 for i in members:
                     read = reads[i]
                     writer.add(keys[i], read.kind, content(read), labels[i], groups[i], {

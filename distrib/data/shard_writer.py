@@ -31,14 +31,16 @@ class _Columns:
 
 
 class ShardWriter:
-    """Writes one split as ``SPLIT-000000.tar`` and on; a shard ends at so many samples or bytes, whichever is first.
+    """Writes one split as ``SPLIT-000000.tar`` and on, of a later version of a dataset as ``v2-SPLIT-000000.tar``; a
+    shard ends at so many samples or bytes, whichever is first. A file that exists is not written over.
 
     Plain tarfile headers rather than webdataset.TarWriter: that one does not say where a sample lies, and
     importing it imports torch. Methods raise OSError.
     """
 
-    def __init__(self, folder: Path, split: Split, max_samples: int, max_bytes: int) -> None:
+    def __init__(self, folder: Path, split: Split, max_samples: int, max_bytes: int, version: int = 1) -> None:
         self._folder, self._split, self._max_samples, self._max_bytes = folder, split, max_samples, max_bytes
+        self._version = version
         self.shards: list[Shard] = []
         """Those that are complete."""
         self._open = False
@@ -78,8 +80,9 @@ class ShardWriter:
                 self._file.close()
 
     def _open_shard(self) -> None:
-        self._name = f"{self._split}-{len(self.shards):06d}.tar"
-        self._file = (self._folder / self._name).open("wb")
+        prefix = f"v{self._version}-" if self._version > 1 else ""
+        self._name = f"{prefix}{self._split}-{len(self.shards):06d}.tar"
+        self._file = (self._folder / self._name).open("xb")
         self._columns, self._bytes, self._digest, self._open = _Columns(), 0, hashlib.sha256(), True
 
     def _write(self, piece: bytes) -> None:
@@ -97,7 +100,8 @@ class ShardWriter:
         self._open = False
         columns = {name: tuple(column) for name, column in vars(self._columns).items()}
         self.shards.append(Shard(name=self._name, split=self._split, num_samples=len(self._columns.key),
-                                 bytes=self._bytes, sha256=self._digest.hexdigest(), index=ShardIndex(**columns)))
+                                 bytes=self._bytes, sha256=self._digest.hexdigest(), version=self._version,
+                                 index=ShardIndex(**columns)))
 
 
 def _padded(length: int) -> int:

@@ -54,25 +54,27 @@ def keyed_digest(seed: int, purpose: str, name: str) -> bytes:
 
 
 def split_groups(groups: Sequence[str], labels: Sequence[int], classes: Sequence[str], fractions: Fractions,
-                 seed: int) -> dict[str, Split]:
+                 seed: int, before: Mapping[Split, NDArray[np.int64]] | None = None) -> dict[str, Split]:
     """The split of every group, given each sample's group and label; the order of the samples has no influence.
 
-    Raises DataError if a class has fewer groups than there are splits: a split without a class can not
-    measure it.
+    ``before``: samples of each class that splits have already, [num_classes] each. Raises DataError if a class that
+    none has yet has fewer groups than there are splits: a split without a class can not measure it.
     """
     splits = tuple(fractions)
     shares = np.array([fractions[split] for split in splits])
     counts = _counts_by_group(groups, labels, len(classes))
     totals = np.sum(list(counts.values()), axis=0, initial=0)
     groups_left = np.sum([count > 0 for count in counts.values()], axis=0, initial=0)
-    _refuse_rare(classes, groups_left, splits)
+    have = np.array([(before or {}).get(split, np.zeros(len(classes))) for split in splits], dtype=np.float64)
+    seen = have.sum(axis=0)
+    fresh = seen == 0
+    _refuse_rare({name: int(n) for name, n in zip(np.array(classes, dtype=object)[fresh], groups_left[fresh],
+                                                  strict=True)}, splits)
 
     def rank(group: str) -> tuple[int, int, bytes]:
         count = counts[group]
         return int(totals[count > 0].min()), -int(count.sum()), keyed_digest(seed, "split", group)
 
-    have = np.zeros((len(splits), len(classes)))
-    seen = np.zeros(len(classes))
     result: dict[str, Split] = {}
     for group in sorted(counts, key=rank):
         count = counts[group]
@@ -89,7 +91,8 @@ def split_groups(groups: Sequence[str], labels: Sequence[int], classes: Sequence
         have[chosen] += count
         groups_left -= count > 0
     for number, name in enumerate(classes):
-        if missing := [split for split, row in zip(splits, have, strict=True) if not row[number]]:
+        missing = [split for split, row in zip(splits, have, strict=True) if not row[number]]
+        if missing and fresh[number]:
             raise _too_rare(f"class {name!r} found no place in {' and '.join(missing)}, so intertwined are the groups")
     return result
 
@@ -130,8 +133,8 @@ def _furthest_behind(lag: NDArray[np.float64], shares: NDArray[np.float64], tie:
     return int(best[min(int(np.searchsorted(np.cumsum(shares[best]), drawn, side="right")), len(best) - 1)])
 
 
-def _refuse_rare(classes: Sequence[str], num_groups: NDArray[np.int64], splits: tuple[Split, ...]) -> None:
-    rare = [f"{name!r} ({int(n)})" for name, n in zip(classes, num_groups, strict=True) if n < len(splits)]
+def _refuse_rare(num_groups: Mapping[str, int], splits: tuple[Split, ...]) -> None:
+    rare = [f"{name!r} ({n})" for name, n in num_groups.items() if n < len(splits)]
     if rare:
         more = f" and {len(rare) - 10} more" if len(rare) > 10 else ""
         names = ", ".join(rare[:10]) + more

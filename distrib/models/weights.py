@@ -27,13 +27,16 @@ def weights_sha256(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+_REMEDY = "choose weights of the same model, as safetensors"
+
+
 @dataclass(frozen=True)
 class StartingWeights:
     """What `load_starting_weights` did."""
 
     loaded: int
     replaced: tuple[str, ...]
-    """Tensors of the head that kept their fresh values, as their shape differs."""
+    """Tensors of the head that kept their fresh values, in whole or in some rows, as their classes differ."""
 
 
 def load_starting_weights(model: nn.Module, path: Path) -> StartingWeights:
@@ -41,12 +44,21 @@ def load_starting_weights(model: nn.Module, path: Path) -> StartingWeights:
 
     Raises ConfigError if the file can not be read, or differs in anything but the head.
     """
-    remedy = "choose weights of the same model, as safetensors"
     try:
         loaded = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"model.weights = {str(path)!r} can not be read: {error}", "nothing was started",
-                          remedy) from error
+                          _REMEDY) from error
+    return take_weights(model, loaded, f"model.weights = {str(path)!r}")
+
+
+def take_weights(model: nn.Module, loaded: dict[str, Tensor], what: str,
+                 rows: Sequence[int | None] | None = None) -> StartingWeights:
+    """Take tensors into a model by name. Raises ConfigError, with ``what`` they are, if they differ but for the head.
+
+    ``rows``: for each class the row of the head to take, None to keep the fresh one; without it a head of another
+    size keeps its fresh values as a whole.
+    """
     own = model.state_dict()
     head = _head_names(model)
     missing = sorted(name for name in own if name not in loaded and not name.endswith("num_batches_tracked"))
@@ -55,13 +67,29 @@ def load_starting_weights(model: nn.Module, path: Path) -> StartingWeights:
     wrong = [name for name in reshaped if name not in head]
     replaced = tuple(sorted({name for name in (*reshaped, *missing) if name in head}))
     missing = [name for name in missing if name not in head]
-    for names, what in ((missing, "lacks"), (unknown, "has the unknown"), (wrong, "has another shape of")):
+    for names, fault in ((missing, "lacks"), (unknown, "has the unknown"), (wrong, "has another shape of")):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise ConfigError(f"model.weights = {str(path)!r} {what} {', '.join(names[:3])}{more}",
-                              "it is not of this model", remedy)
+            raise ConfigError(f"{what} {fault} {', '.join(names[:3])}{more}", "it is not of this model", _REMEDY)
+    if rows is not None:
+        known = sorted(head & loaded.keys())
+        model.load_state_dict(loaded | {name: _with_rows(own[name], loaded[name], rows) for name in known},
+                              strict=False)
+        return StartingWeights(len(loaded), tuple(known) if None in rows else ())
     model.load_state_dict({k: v for k, v in loaded.items() if k not in replaced}, strict=False)
     return StartingWeights(len(loaded) - len([n for n in replaced if n in loaded]), replaced)
+
+
+def _with_rows(fresh: Tensor, loaded: Tensor, rows: Sequence[int | None]) -> Tensor:
+    """The fresh tensor with the rows that are to be taken."""
+    if loaded.shape[1:] != fresh.shape[1:] or len(rows) != len(fresh):
+        raise ConfigError(f"the head's tensor has the shape {list(loaded.shape)}, where {list(fresh.shape)} is wanted",
+                          "its rows can not be taken over", _REMEDY)
+    result = fresh.clone()
+    for row, taken in enumerate(rows):
+        if taken is not None:
+            result[row] = loaded[taken]
+    return result
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> int:

@@ -8,10 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from distrib.runtimes.archive import check_archive
 from distrib.runtimes.quiet import quiet
 from distrib.scoring import Forward, Images, Logits
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The exported model's parameters and buffers, by its own names. Raises BundleError as `open_model`."""
+    check_archive(path)
+    with quiet():
+        state = torch.export.load(path).state_dict
+    return {name.removeprefix("model."): tensor.detach() for name, tensor in state.items() if name.startswith("model.")}
 
 
 def open_model(files: Sequence[Path], side: int | None, threads: int) -> Forward:  # noqa: ARG001

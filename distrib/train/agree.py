@@ -17,7 +17,7 @@ from distrib.train.settle import Settled, differences, with_precision
 
 _LINE_BYTES = 512
 # What every node may have its own value of: where things lie, and how they are read.
-_LOCAL = ("data.dataset", "data.decode_threads", "data.prefetch_steps", "model.weights")
+_LOCAL = ("data.dataset", "data.decode_threads", "data.prefetch_steps", "model.weights", "model.start.source")
 
 
 def agree_on_experiment(settled: Settled, group: Group) -> Experiment:

@@ -17,7 +17,7 @@ from distrib.config import Experiment
 from distrib.data.decode import Pixels
 from distrib.data.keyed import key_of
 from distrib.data.manifest import Manifest, SplitSamples, class_counts
-from distrib.data.order import BalancedOrder, Order, ShuffledOrder
+from distrib.data.order import BalancedOrder, MixedOrder, Order, ShuffledOrder
 from distrib.data.shards import ShardReader
 from distrib.data.stream import TrainingTransform
 from distrib.data.transform import EvalTransform, TrainTransform
@@ -31,14 +31,18 @@ from distrib.train.loop import Validate
 _MODEL_INIT = 12
 
 
-def starting_model(experiment: Experiment, num_classes: int, tell: Callable[[str], None]) -> nn.Module:
-    """The model with its starting weights, frozen parts and memory format."""
+def starting_model(experiment: Experiment, num_classes: int, tell: Callable[[str], None],
+                   take_start: Callable[[nn.Module], None] | None = None) -> nn.Module:
+    """The model with its starting weights, frozen parts and memory format. ``take_start`` gives it those of
+    `train --from`."""
     torch.manual_seed(key_of(_MODEL_INIT, experiment.seed) >> 1)
     model = build_model(experiment.model.name, num_classes, experiment.model.dropout)
     if experiment.model.weights is not None:
         done = load_starting_weights(model, experiment.model.weights)
         fresh = f"; fresh: {', '.join(done.replaced)}" if done.replaced else ""
         tell(f"starts from {experiment.model.weights}: {done.loaded} tensors{fresh}")
+    if take_start is not None:
+        take_start(model)
     if experiment.model.freeze:
         tell(f"frozen: {freeze(model, experiment.model.freeze)} tensors")
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
@@ -57,7 +61,7 @@ def data_parallel(model: nn.Module, *, compiled: bool) -> DistributedDataParalle
 def training_order(experiment: Experiment, samples: SplitSamples) -> Order:
     """Which samples each lane reads at each step. Raises ConfigError if classes can not be balanced."""
     train, window = experiment.train, experiment.data.shuffle_shards
-    if experiment.data.sampling == "balanced":
+    if experiment.data.sampling == "balanced" and experiment.data.new_ratio is None:
         counts = class_counts(samples.labels, len(samples.classes))
         absent = [name for name, count in zip(samples.classes, counts, strict=True) if not count]
         if absent:
@@ -65,8 +69,23 @@ def training_order(experiment: Experiment, samples: SplitSamples) -> Order:
                               "classes can not be drawn equally often", "prepare a split that holds every class")
         return BalancedOrder(samples.shard_sizes, samples.labels, num_classes=len(samples.classes), lanes=train.lanes,
                              lane_batch=train.lane_batch, seed=experiment.seed, shuffle_shards=window)
+    if experiment.data.new_ratio is not None:
+        return _mixed_order(experiment, samples, experiment.data.new_ratio)
     return ShuffledOrder(samples.shard_sizes, lanes=train.lanes, lane_batch=train.lane_batch, seed=experiment.seed,
                          shuffle_shards=window)
+
+
+def _mixed_order(experiment: Experiment, samples: SplitSamples, new_ratio: float) -> MixedOrder:
+    train, data = experiment.train, experiment.data
+    newest = int(samples.versions.max())
+    is_new = samples.versions == newest
+    if newest == 1 or is_new.all():
+        raise ConfigError(f"data.new_ratio = {new_ratio:g}, but all training samples came with version {newest} of the "
+                          "dataset", "there is nothing to mix", "leave it out, or name a version that "
+                          "`distrib update` made")
+    return MixedOrder(samples.shard_sizes, samples.labels, is_new, new_ratio, balanced=data.sampling == "balanced",
+                      lanes=train.lanes, lane_batch=train.lane_batch, seed=experiment.seed,
+                      shuffle_shards=data.shuffle_shards)
 
 
 def training_transform(experiment: Experiment) -> TrainingTransform:

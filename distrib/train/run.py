@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import gc
 import importlib
 import json
@@ -12,7 +13,7 @@ import secrets
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from types import FrameType
@@ -60,6 +61,7 @@ from distrib.train.reduction import Stop
 from distrib.train.reductions import build_reduction
 from distrib.train.resume import broadcast_tensors
 from distrib.train.settle import Settled
+from distrib.train.start import take_start, with_start, write_start
 from distrib.train.watch import build_watch
 from distrib.world import World
 
@@ -75,12 +77,15 @@ def run_train(settled: Settled, world: World, tell: Tell, *, join: bool = False)
     """
     run, train, comm = settled.run, settled.experiment.train, settled.experiment.comm
     torch.set_num_threads(train.threads)
+    settled, start = with_start(settled, tell if world.is_first else _silence)
     elastic = join or (world.elastic and world.size > 1 and train.reduction != "fast" and can_be_elastic(comm.backend))
     lease = Lease(run, world.host, comm.silence_s)
     with ExitStack() as stack:
         stop_wanted = stack.enter_context(_stop_requests())
         if world.is_first and not join:
             stack.enter_context(_held(lease, run, tell))
+            if start is not None:
+                write_start(run, start)
         else:
             stack.callback(lease.release)
         if not elastic:
@@ -179,10 +184,13 @@ class _State:
         return json.dumps({"exponents": self.exponents, "progress": progress}).encode()
 
 
-def _fresh_state(experiment: Experiment, num_classes: int, group: Group, tell: Tell) -> _State:
-    """Collective. The state before the first step."""
-    train = experiment.train
-    model = starting_model(experiment, num_classes, tell)
+def _fresh_state(run: RunDir, experiment: Experiment, classes: Sequence[str], group: Group, tell: Tell) -> _State:
+    """Collective. The state before the first step; rank 0 alone reads the weights of a warm start."""
+    train, start = experiment.train, experiment.model.start
+    take = None
+    if start is not None and group.world.is_first:
+        take = functools.partial(take_start, run=run, start=start, classes=classes, tell=tell)
+    model = starting_model(experiment, len(classes), tell, take)
     optimizer = build_outer_optimizer(model, train) if train.local_steps > 1 else build_optimizer(model, train)
     if train.ipex:  # before anything keeps a tensor of the model's: parameters get new storage
         ipex.optimize(model, optimizer, group)
@@ -315,7 +323,7 @@ class _Rank:
         last = self._link.last if self._link is not None else None
         state = self._state
         if state is None or self._has_new_members:  # who has a state helps those that have none to begin
-            fresh = _fresh_state(experiment, len(self._settled.manifest.classes), group, self._tell)
+            fresh = _fresh_state(self._run, experiment, self._settled.manifest.classes, group, self._tell)
             state = state or fresh
         if last is None or max(last.positions.values()) == NOTHING_YET:
             _restore(state, self._run, group, self._tell)
@@ -494,6 +502,8 @@ def _held(lease: Lease, run: RunDir, tell: Tell) -> Iterator[None]:
         yield
     finally:
         lease.release()
+        if not run.experiment.exists():
+            run.start.unlink(missing_ok=True)
         if made and not run.experiment.exists():
             with contextlib.suppress(OSError):
                 shutil.rmtree(run.lease)

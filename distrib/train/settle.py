@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from distrib.bundle import FILE_NAME as BUNDLE_NAME
+from distrib.bundle import load_bundle
 from distrib.config import Experiment, load_experiment, load_run_experiment
 from distrib.data.manifest import FILE_NAME, Manifest, load_manifest, read_record
 from distrib.decision import positive_index
 from distrib.documents import apply_overrides, validate
-from distrib.errors import CheckpointError, ConfigError
+from distrib.errors import BundleError, CheckpointError, ConfigError
 from distrib.rundir import RunDir
 from distrib.world import World
 
 FREE = ("data.dataset", "data.decode_threads", "data.prefetch_steps", "comm.", "checkpoint.", "train.ledger",
-        "evaluate.bootstrap", "model.weights", "watch.", "guard.")
+        "evaluate.bootstrap", "model.weights", "model.start.source", "watch.", "guard.")
 """Keys, or beginnings of keys, that do not change the model, so that a run may go on with other values."""
 
 
@@ -28,22 +30,37 @@ class Settled:
     experiment: Experiment
     """Complete, but for a precision of auto in a new run: rank 0's processor decides that for all ranks."""
     manifest: Manifest
+    source: Path | None = None
+    """The run or bundle whose weights a new run begins with, still to be read."""
+
+    def with_experiment(self, experiment: Experiment) -> Settled:
+        """A copy for another experiment."""
+        return replace(self, experiment=experiment)
 
 
-def settle(experiment_path: Path | None, overrides: Sequence[str], run_path: Path | None, world: World) -> Settled:
-    """Read and compare the documents; local, and writes nothing. Raises ConfigError, CheckpointError, ManifestError."""
+def settle(experiment_path: Path | None, overrides: Sequence[str], run_path: Path | None, world: World,
+           source: Path | None = None) -> Settled:
+    """Read and compare the documents; local, and writes nothing. ``source`` is a run or bundle to start from.
+
+    Raises BundleError, ConfigError, CheckpointError, ManifestError.
+    """
     run = _run_folder(experiment_path, run_path)
-    experiment = settle_experiment(run, experiment_path, overrides)
+    experiment = settle_experiment(run, experiment_path, overrides, source)
     manifest = load_manifest(experiment.data.dataset)
     _check_world(experiment, world)
     _check_dataset(run, experiment, manifest)
-    return Settled(run, experiment, manifest)
+    if run.experiment.exists():
+        source = None  # the run keeps what it began with
+    elif source is not None:
+        _check_source(source, experiment)
+    return Settled(run, experiment, manifest, source)
 
 
-def settle_experiment(run: RunDir, path: Path | None, overrides: Sequence[str]) -> Experiment:
+def settle_experiment(run: RunDir, path: Path | None, overrides: Sequence[str],
+                      source: Path | None = None) -> Experiment:
     """The experiment to run: the file's, or the run's own when it goes on.
 
-    Raises ConfigError if both exist and differ in a key that changes the model.
+    Raises ConfigError if both exist and differ in a key that changes the model, or in what they start from.
     """
     if not run.experiment.exists():
         if path is None:
@@ -57,6 +74,12 @@ def settle_experiment(run: RunDir, path: Path | None, overrides: Sequence[str]) 
         wanted = validate(Experiment, apply_overrides(begun.model_dump(mode="json"), overrides), str(run.experiment))
     if wanted.train.precision == "auto":  # whatever it meant where the run was begun
         wanted = with_precision(wanted, begun.train.precision)
+    if source is not None and (begun.model.start is None or begun.model.start.source != str(source)):
+        begin = f"from {begun.model.start.source}" if begun.model.start is not None else "without --from"
+        raise ConfigError(f"{run.root} was begun {begin}, not from {source}", "the run was not continued",
+                          "leave --from out to go on, or give another --run folder")
+    if wanted.model.start is None:
+        wanted = wanted.model_copy(update={"model": wanted.model.model_copy(update={"start": begun.model.start})})
     changed = [name for name in differences(begun.model_dump(mode="json"), wanted.model_dump(mode="json"))
                if not name.startswith(FREE)]
     if changed:
@@ -88,6 +111,26 @@ def _check_dataset(run: RunDir, experiment: Experiment, manifest: Manifest) -> N
         raise CheckpointError(
             f"the dataset {experiment.data.dataset / FILE_NAME} is not the one that {run.root} was begun with",
             "the run was not continued", "give the same dataset, or train into another --run folder")
+
+
+def _check_source(source: Path, experiment: Experiment) -> None:
+    """Raises BundleError, CheckpointError or ConfigError where a run can not start from this."""
+    if experiment.model.weights is not None:
+        raise ConfigError("--from and model.weights are both given", "only one can be started from", "leave one out")
+    if (source / BUNDLE_NAME).exists():
+        bundle = load_bundle(source).bundle
+        if "torch" not in bundle.files:
+            raise BundleError(f"the bundle {source} has no torch format (it has {', '.join(bundle.files)})",
+                              "its weights can not be read", "start from its run, or export with --format torch")
+        theirs = validate(Experiment, bundle.experiment, f"{source}: experiment")
+    elif RunDir(source).experiment.exists():
+        theirs = load_run_experiment(RunDir(source))
+    else:
+        raise ConfigError(f"--from {source} is neither a run nor a bundle", "nothing was started",
+                          "name a folder that `distrib train --run` or `distrib export --out` wrote")
+    if theirs.model.name != experiment.model.name:
+        raise ConfigError(f"--from {source} is a {theirs.model.name}, and model.name = {experiment.model.name!r}",
+                          "its weights do not fit", "name the same model, or start from another")
 
 
 def with_precision(experiment: Experiment, precision: str) -> Experiment:

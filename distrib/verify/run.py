@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,10 @@ def run_replay(run: Path, *, steps: int | None, keep: Path | None, data: Path | 
         temporary = tempfile.TemporaryDirectory(prefix="distrib-replay-")
     with temporary as scratch:
         again = RunDir(keep or Path(scratch) / "run")
+        if record.experiment["model"]["start"] is not None:
+            with storage_errors("the starting weights could not be copied", "nothing was replayed"):
+                again.root.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(RunDir(run).start, again.start)
         replay(record, again, last_step, data=data, scratch=Path(scratch), tell=tell)
         copy = read_run(again, str(keep) if keep else "its replay").up_to(last_step)
         return _compared((RunDir(run), record), (again, copy), tell)

@@ -227,6 +227,27 @@ def of_other_classes(here: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def split_otherwise(here: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "distrib", "prepare", "photos", "--out", "other", "--seed", "1"],
+                          cwd=here, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def given_splits(here: Path) -> None:
+    for number, name in enumerate(("train", "test")):
+        write(f"more/{name}/cat/{number}.jpg", encoded(number=1000 + number))(here)
+
+
+def both(*makes: Make) -> Make:
+    """One bad thing after another."""
+
+    def make(here: Path) -> None:
+        for one in makes:
+            one(here)
+
+    return make
+
+
 def pickled(here: Path) -> None:
     import pickle
 
@@ -328,6 +349,8 @@ PREPARE = "distrib prepare photos --out new"
 BY_TABLE = f"{PREPARE} --labels labels.csv --image-column image --label-column label"
 TRAIN = "distrib train experiment.yaml --run new"
 GO_ON = "distrib train --run run"
+UPDATE = "distrib update data more --out new"
+PROMOTE = "distrib promote bundle --registry new --data data"
 EVALUATE = "distrib evaluate run"
 EXPORT = "distrib export run --out new"
 PREDICT = "distrib predict bundle"
@@ -601,6 +624,44 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("an unknown test-time augmentation", f"{PREDICT} photos --tta rotate", "unknown"),
         Case("an unknown runtime", f"{PREDICT} photos --runtime tensorrt", "no format"),
     ),
+    "update": (
+        Case("no such dataset", "distrib update nowhere photos --out new", "does not exist"),
+        Case("images that are there already", "distrib update data photos --out new", "the dataset has already"),
+        Case("nothing that is new", "distrib update data photos --out new --on-bad skip", "no image of photos is new"),
+        Case("a class that the dataset does not have", UPDATE, "--new-classes", write("more/ape/1.jpg", encoded())),
+        Case("a folder that is there already", "distrib update data more --out run", "not an empty folder",
+             write("more/cat/1.jpg", encoded())),
+        Case("a test split that shrinks", f"{UPDATE} --test shrink", "'keep' or 'grow'"),
+        Case("new images given to the test split", UPDATE, "--test grow", given_splits),
+        Case("a shard of the old version that is cut off", UPDATE, "is cut off",
+             both(write("more/cat/1.jpg", encoded()), cut("data/val-*.tar"))),
+    ),
+    "train --from": (
+        Case("nothing to start from", f"{TRAIN} --from nowhere", "neither a run nor a bundle"),
+        Case("a run of another model", f"{TRAIN} --from run --set model.name=resnet18", "is a small_cnn"),
+        Case("two things to start from", f"{TRAIN} --from run --set model.weights=w", "both given"),
+        Case("a damaged bundle", f"{TRAIN} --from bundle", "does not match its digest", flip("bundle/model.pt2")),
+        Case("a run that began otherwise", f"{GO_ON} --from bundle", "was begun without --from"),
+        Case("a mixture of one version", f"{TRAIN} --set data.new_ratio=0.5", "nothing to mix"),
+        Case("a mixture of new images alone", f"{TRAIN} --set data.new_ratio=1", "less than 1"),
+    ),
+    "promote": (
+        Case("nothing to do", "distrib promote --registry new", "one of CANDIDATE"),
+        Case("no registry", "distrib promote bundle --data data", "--registry is missing"),
+        Case("no dataset", "distrib promote bundle --registry new", "--data is missing"),
+        Case("a run, not a bundle", "distrib promote run --registry new --data data", "is no bundle"),
+        Case("a folder that is no registry", "distrib promote bundle --registry photos --data data", "no registry"),
+        Case("a split that was trained on", f"{PROMOTE} --split train", "no held-out split"),
+        Case("a margin below 0", f"{PROMOTE} --margin -0.1", "0 or more"),
+        Case("a margin of nan", f"{PROMOTE} --margin nan", "0 or more"),
+        Case("force without a reason", f"{PROMOTE} --force", "without --reason"),
+        Case("an unknown metric", f"{PROMOTE} --metric beauty", "choose one of"),
+        Case("a test of images that were trained on", "distrib promote bundle --registry new --data other",
+             "trained on, such as", split_otherwise),
+        Case("a model of an unknown dataset", "distrib promote bundle --registry new --data other", "--trained-on",
+             both(split_otherwise, removed("data"))),
+        Case("nothing to go back to", "distrib promote --registry new --rollback", "is no registry"),
+    ),
     "launch": (
         Case("no arguments", "launch", "missing command"),
         Case("no such cluster file", "launch run nowhere.yaml -- true", "can not be read"),
@@ -814,7 +875,7 @@ def test_the_page_has_these_cases_and_no_others() -> None:
 
 
 @pytest.mark.parametrize("words", ["distrib", "launch", *(f"distrib {verb}" for verb in (
-    "prepare", "adopt", "inspect", "train", "evaluate", "export", "predict")), "launch run", "launch plan"])
+    "prepare", "adopt", "inspect", "train", "evaluate", "export", "predict", "update", "promote")), "launch run", "launch plan"])
 def test_help_is_for_the_asking(words: str, tmp_path: Path) -> None:
     for option in ("--help", "-h"):
         done = subprocess.run([*words.split(), option], cwd=tmp_path, env=environment(), capture_output=True, text=True,

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = [
     {"cli", "__main__"},
     {"verbs"},
+    {"registry"},
     {"train", "export", "predict", "probe", "verify"},
     {"evaluate"},
     {"scoring", "forward", "metrics", "intervals", "decision", "bundle", "runtimes", "trained", "checkpoint",

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distrib.data.keyed import key_of, permutation, uniforms, words
-from distrib.data.order import BalancedOrder, Order, ShuffledOrder, carried_lanes, num_steps, reading_plan
+from distrib.data.order import BalancedOrder, MixedOrder, Order, ShuffledOrder, carried_lanes, num_steps, reading_plan
 
 sizes = st.lists(st.integers(1, 30), min_size=1, max_size=12)
 
@@ -152,3 +152,34 @@ def test_a_reading_plan_has_every_step_of_every_lane_once_and_lanes_whole_in_the
     else:
         assert pairs == sorted(pairs, key=lambda pair: (pair[0] // local_steps, pair[1], pair[0]))
         assert {len(together) for together in taken} <= {1}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 30), st.floats(0.01, 0.99), st.integers(1, 5), st.integers(1, 7),
+       st.booleans(), st.integers(0, 99))
+def test_old_and_new_are_mixed_as_stated_and_each_is_read_evenly(
+        num_old: int, num_new: int, ratio: float, lanes: int, lane_batch: int, balanced: bool, seed: int) -> None:
+    total = num_old + num_new
+    is_new = np.arange(total) >= num_old
+    labels = np.arange(total) % 3
+
+    def made() -> MixedOrder:
+        return MixedOrder([num_old, num_new], labels, is_new, ratio, balanced=balanced, lanes=lanes,
+                          lane_batch=lane_batch, seed=seed, shuffle_shards=2)
+
+    order, steps = made(), 12
+    pairs = read(order, lanes, steps)
+    chosen = is_new[[sample for _, sample in pairs]]
+    for size in (lane_batch, lanes * lane_batch):  # of every lane's batch, and of every step's
+        counts = chosen.reshape(-1, size).sum(axis=1)
+        assert (abs(counts - ratio * size) < 1 + 1e-3 * size).all()
+    for part in (True, False):
+        times = Counter(pair for pair, new in zip(pairs, chosen, strict=True) if new == part)
+        assert not times or max(times.values()) == 1  # a pass holds a sample once
+        if not balanced:
+            seen = Counter(sample for _, sample in times)
+            least = min(seen[int(i)] for i in np.flatnonzero(is_new == part))
+            assert max(seen.values(), default=0) - least <= 1
+    fresh = made()
+    assert [fresh.batch(7, lane).samples.tolist() for lane in range(lanes)] == \
+        [order.batch(7, lane).samples.tolist() for lane in range(lanes)]
