@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = [
     {"cli", "__main__"},
     {"verbs"},
-    {"train", "export", "predict", "probe", "verify"},
+    {"train", "export", "predict", "probe", "verify", "bench"},
     {"evaluate"},
     {"scoring", "forward", "metrics", "intervals", "decision", "bundle", "runtimes", "trained", "checkpoint",
      "elastic", "tensor_file"},
