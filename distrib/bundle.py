@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -21,9 +21,14 @@ from distrib.errors import BundleError
 
 FORMAT = "distrib-bundle/1"
 FILE_NAME = "bundle.json"
-FormatName = Literal["openvino", "onnx", "torch"]
-PREFERENCE: tuple[FormatName, ...] = ("openvino", "onnx", "torch")
-"""Which format runs by default, of those in the bundle: the fastest first."""
+ExactName = Literal["openvino", "onnx", "torch"]
+"""Formats that give the trained model's own answers, in float32; see `Parity`."""
+ReducedName = Literal["openvino-bf16", "openvino-int8", "onnx-int8"]
+"""Smaller and faster formats that answer about so; see `Gates`."""
+FormatName = Literal[ExactName, ReducedName]
+PREFERENCE: tuple[ExactName, ...] = ("openvino", "onnx", "torch")
+"""Which format runs by default, of those in the bundle: the fastest exact one first."""
+REDUCED: tuple[ReducedName, ...] = get_args(ReducedName)
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -73,6 +78,33 @@ class Parity(Section):
     formats: dict[FormatName, FormatParity]
 
 
+class FormatGate(Section):
+    """How good a reduced format, read back from its files, is on the validation split."""
+
+    value: float
+    """The metric, with the label of the largest probability as in training's validation."""
+    drop: float
+    """By how much it is worse than the exact format; negative where it is better."""
+    labels_equal: Annotated[int, Field(ge=0)]
+    """Samples with the exact format's label."""
+    label_agreement: Annotated[float, Field(ge=0, le=1)]
+
+
+class Gates(Section):
+    """What every reduced format had to pass: the metric may be worse by ``max_drop`` at most."""
+
+    split: str
+    num_samples: Annotated[int, Field(ge=1)]
+    metric: str
+    exact_format: ExactName
+    """What the reduced formats were compared with."""
+    exact_value: float
+    max_drop: Annotated[float, Field(ge=0)]
+    calibration_samples: Annotated[int, Field(ge=1)]
+    """Images of the training split that the ranges of int8 come from."""
+    formats: dict[ReducedName, FormatGate]
+
+
 class Weights(Section):
     sha256: Sha256
     """`distrib.models.weights.weights_sha256` of what was exported."""
@@ -83,7 +115,7 @@ class Weights(Section):
 
 class Bundle(Section):
     files: dict[FormatName, Annotated[tuple[ModelFile, ...], Field(min_length=1)]]
-    default_format: FormatName
+    default_format: ExactName
     preprocessing: Preprocessing
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
     positive_class: str | None
@@ -97,11 +129,16 @@ class Bundle(Section):
     libraries: dict[str, str]
     experiment: dict[str, Any]
     parity: Parity
+    gates: Gates | None = None
+    """None without reduced formats."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Bundle:
         if self.default_format not in self.files:
             raise ValueError(f"default_format is {self.default_format!r}, which it has no files of")
+        for name in REDUCED:
+            if name in self.files and (self.gates is None or name not in self.gates.formats):
+                raise ValueError(f"{name} passed no gate")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("a class stands twice")
         names = [file.name for files in self.files.values() for file in files]
@@ -114,8 +151,8 @@ class Bundle(Section):
         return self
 
     def to_bytes(self) -> bytes:
-        """The sealed document."""
-        return seal(FORMAT, self.model_dump(mode="json"), indent=1)
+        """The sealed document; without `gates` where there are none, so that versions that know of none read it."""
+        return seal(FORMAT, self.model_dump(mode="json", exclude={"gates"} if self.gates is None else None), indent=1)
 
 
 @dataclass(frozen=True)

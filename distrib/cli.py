@@ -13,6 +13,7 @@ import typer
 from distrib.entry import put, run_app, tell
 from distrib.errors import printable
 from distrib.verbs.answers import Json, answer
+from distrib.verbs.bench import bench
 from distrib.verbs.promote import promote
 from distrib.verbs.update import update
 
@@ -120,7 +121,7 @@ def evaluate(
     target: Annotated[Path, typer.Argument(metavar="RUN_OR_BUNDLE", help="A run's folder, or a bundle.")],
     data: Annotated[Path | None, typer.Option(help="Another dataset than the experiment's.")] = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    runtime: Annotated[str | None, typer.Option(help="Of a bundle: openvino, onnx or torch.")] = None,
+    runtime: Annotated[str | None, typer.Option(help="Of a bundle: one of its formats.")] = None,
     bootstrap: Annotated[int | None, typer.Option(help="Resamples for the intervals; 0 leaves them out.")] = None,
     predictions: Annotated[Path | None, typer.Option(help="Write a CSV of every sample's probabilities.")] = None,
     as_json: Json = False,
@@ -151,16 +152,19 @@ def export(
     formats: Annotated[str, typer.Option("--format", help="Formats, separated by commas.")] = "torch,onnx,openvino",
     tolerance: Annotated[float, typer.Option(help="Largest difference of a probability between formats.")] = 1e-3,
     samples: Annotated[int, typer.Option(help="Validation images that every format is checked with.")] = 64,
+    max_drop: Annotated[float, typer.Option(help="Of int8 and bf16: most that evaluate.metric may fall.")] = 0.005,
+    calibration: Annotated[int, typer.Option(help="Of int8: training images that ranges come from.")] = 300,
     as_json: Json = False,
 ) -> None:
-    """Write an inference bundle, if every format of it gives the model's own answers."""
+    """Write an inference bundle, if every format of it gives the model's own answers (int8, bf16: about so)."""
     from distrib.export.wishes import check_wishes
 
     names = [name.strip() for name in formats.split(",") if name.strip()]
-    check_wishes(run, out, names, tolerance, samples)
+    check_wishes(run, out, names, tolerance, samples, max_drop, calibration)
     from distrib.export.run import run_export  # takes seconds to import
 
-    answer(run_export(run, out=out, formats=names, tolerance=tolerance, num_samples=samples, tell=tell), as_json)
+    answer(run_export(run, out=out, formats=names, tolerance=tolerance, num_samples=samples, max_drop=max_drop,
+                      calibration=calibration, tell=tell), as_json)
 
 
 @app.command()
@@ -168,7 +172,7 @@ def predict(
     bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
     tta: Annotated[str, typer.Option(help="Test-time augmentation: none, hflip or flips.")] = "none",
-    runtime: Annotated[str | None, typer.Option(help="openvino, onnx or torch.")] = None,
+    runtime: Annotated[str | None, typer.Option(help="One of the bundle's formats.")] = None,
     as_json: Json = False,
 ) -> None:
     """Predict the class of images, with a bundle and nothing else of the training."""
@@ -231,6 +235,7 @@ def backends(
 
 app.command()(update)
 app.command()(promote)
+app.command()(bench)
 
 
 def _terminate(number: int, _: FrameType | None) -> NoReturn:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -25,14 +28,25 @@ def write(program: torch.export.ExportedProgram, folder: Path) -> list[Path]:
                                      dynamo=True, external_data=False, verbose=False)
         assert exported is not None
         model = exported.model_proto
-    _strip(model)
+    strip(model)
     onnx.checker.check_model(model)
     path = folder / FILE_NAME
     path.write_bytes(model.SerializeToString(deterministic=True))
     return [path]
 
 
-def _strip(model: onnx.ModelProto) -> None:
+@contextmanager
+def onnx_file(program: torch.export.ExportedProgram, folder: Path) -> Iterator[Path]:
+    """The program's ONNX file: the one that lies in the folder already, or else one for the block only."""
+    if (source := folder / FILE_NAME).exists():
+        yield source
+        return
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".onnx-") as temporary:
+        (source,) = write(program, Path(temporary))
+        yield source
+
+
+def strip(model: onnx.ModelProto) -> None:
     """Leave out what the exporter notes about source files and torch's graph."""
     graph = model.graph
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):

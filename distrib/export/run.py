@@ -12,15 +12,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from distrib import __version__
 from distrib.bundle import (
     FILE_NAME,
     PREFERENCE,
     Bundle,
+    ExactName,
     FormatName,
+    Gates,
     Parity,
     Preprocessing,
+    ReducedName,
     Weights,
     describe_file,
     load_bundle,
@@ -33,36 +37,41 @@ from distrib.decision import positive_index
 from distrib.durable import publish_dir, write_durable
 from distrib.errors import DataError, storage_errors
 from distrib.evaluate import check_classes
+from distrib.export.onnx_format import onnx_file
 from distrib.export.parity import compare, worst_of
-from distrib.export.table import write_format
+from distrib.export.table import write_format, write_reduced
 from distrib.export.torch_format import trace
 from distrib.export.wishes import check_wishes
 from distrib.forward import torch_forward
 from distrib.rundir import RunDir
 from distrib.runtimes.table import one_by_one, open_files
-from distrib.scoring import Images, compute_threads
+from distrib.scoring import Images, Logits, compute_threads, score_split
 from distrib.trained import Trained, load_trained
 
 Tell = Callable[[str], None]
 
 _SEVERAL = 8  # images a call, beside one by one
-_PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy", "opencv-python-headless", "simplejpeg",
-             "pillow")
+_PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "numpy", "opencv-python-headless",
+             "simplejpeg", "pillow")
 
 
 def run_export(run: Path, *, out: Path, formats: Sequence[str] = ("torch", "onnx", "openvino"),
-               tolerance: float = 1e-3, num_samples: int = 64, metrics: dict[str, Any] | None = None,
-               tell: Tell = lambda _: None) -> dict[str, Any]:
+               tolerance: float = 1e-3, num_samples: int = 64, max_drop: float = 0.005, calibration: int = 300,
+               metrics: dict[str, Any] | None = None, tell: Tell = lambda _: None) -> dict[str, Any]:
     """Write the bundle ``out`` from a run's best checkpoint; returns what `export --json` prints.
 
-    The gate: ``num_samples`` samples spread over the validation split (the training split if there is none)
-    go through the torch model and through every format read back from its files, one by one and several
-    at a time. A probability that differs by more than ``tolerance``, or a label that differs, is a
-    BundleError, and nothing is left behind. ``metrics`` are further reports by split to keep in the bundle.
+    The gate of exact formats: ``num_samples`` samples spread over the validation split (the training split if
+    there is none) go through the torch model and through every format read back from its files, one by one and
+    several at a time. A probability that differs by more than ``tolerance``, or a label that differs, is a
+    BundleError, and nothing is left behind.
+
+    The gate of reduced formats, whose ranges come from ``calibration`` samples spread over the training split:
+    evaluate.metric on the whole validation split may be worse than that of the default format by ``max_drop``
+    at most, else it is a BundleError as well. ``metrics`` are further reports by split to keep in the bundle.
 
     Raises BundleError, CheckpointError, ConfigError, DataError, MissingPartError, StorageError.
     """
-    names = check_wishes(run, out, formats, tolerance, num_samples)
+    exact, reduced = check_wishes(run, out, formats, tolerance, num_samples, max_drop, calibration)
     trained = load_trained(RunDir(run), tell)
     manifest = load_manifest(trained.experiment.data.dataset)
     check_classes(manifest, trained.classes, str(run))
@@ -70,6 +79,10 @@ def run_export(run: Path, *, out: Path, formats: Sequence[str] = ("torch", "onnx
         raise DataError(f"the dataset {trained.experiment.data.dataset} is not the one that {run} was trained on",
                         "the bundle would record the wrong preparation", "put the dataset back as it was")
     split: Literal["val", "train"] = "val" if any(shard.split == "val" for shard in manifest.shards) else "train"
+    if reduced and split != "val":
+        raise DataError(f"the dataset {trained.experiment.data.dataset} has no validation split",
+                        f"{', '.join(reduced)} could not be judged",
+                        "prepare it with three splits, or export exact formats only")
     keys, images_NHWC = _spread(trained, manifest.samples(split), num_samples)
     staging = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.partial")
     with storage_errors(f"the bundle {out} could not be written", "there is no bundle"), _removed_on_error(staging):
@@ -78,11 +91,15 @@ def run_export(run: Path, *, out: Path, formats: Sequence[str] = ("torch", "onnx
         data = trained.experiment.data
         program = trace(trained.model, data.mean, data.std, data.image_size)
         files: dict[FormatName, tuple[Path, ...]] = {}
-        for name in names:
+        for name in exact:
             tell(f"writing {name}")
             files[name] = tuple(write_format(name, program, staging))
         parity = _gate(trained, files, keys, images_NHWC, split, tolerance, tell)
-        bundle = _describe(trained, manifest, files, parity, metrics or {})
+        gates = None
+        if reduced:
+            num_calibration = _reduce(trained, manifest, program, staging, reduced, calibration, files, tell)
+            gates = _second_gate(trained, manifest, files, reduced, num_calibration, max_drop, tell)
+        bundle = _describe(trained, manifest, files, parity, gates, metrics or {})
         for path in staging.iterdir():
             _fsync(path)
         write_durable(staging / FILE_NAME, bundle.to_bytes())
@@ -93,7 +110,8 @@ def run_export(run: Path, *, out: Path, formats: Sequence[str] = ("torch", "onnx
             "weights_sha256": trained.weights_sha256, "step": trained.checkpoint.step,
             "bytes": sum(file.bytes for one in bundle.files.values() for file in one),
             "threshold": bundle.threshold.model_dump(mode="json") if bundle.threshold else None,
-            "parity": bundle.parity.model_dump(mode="json")}
+            "parity": bundle.parity.model_dump(mode="json"),
+            "gates": bundle.gates.model_dump(mode="json") if bundle.gates else None}
 
 
 @contextmanager
@@ -149,14 +167,60 @@ def _gate(trained: Trained, files: dict[FormatName, tuple[Path, ...]], keys: Seq
                   formats=formats)
 
 
+def _reduce(trained: Trained, manifest: Manifest, program: torch.export.ExportedProgram, staging: Path,
+            names: Sequence[ReducedName], calibration: int, files: dict[FormatName, tuple[Path, ...]],
+            tell: Tell) -> int:
+    """Write the reduced formats and note their ``files``; returns the number of images calibrated with."""
+    keys, images_NHWC = _spread(trained, manifest.samples("train"), calibration)
+    with onnx_file(program, staging) as source:
+        for name in names:
+            tell(f"writing {name}, calibrated on {len(keys)} training images")
+            files[name] = tuple(write_reduced(name, source, staging, images_NHWC))
+    return len(keys)
+
+
+def _second_gate(trained: Trained, manifest: Manifest, files: dict[FormatName, tuple[Path, ...]],
+                 names: Sequence[ReducedName], num_calibration: int, max_drop: float, tell: Tell) -> Gates:
+    """Reduced formats against the default one, on the whole validation split."""
+    from distrib.export.drop import judge, metric_of  # scikit-learn takes a second
+
+    experiment, classes = trained.experiment, trained.classes
+    samples = manifest.samples("val")
+    transform = EvalTransform(experiment.data.image_size, experiment.data.eval_crop)
+    threads = compute_threads()
+
+    def logits(name: FormatName) -> Logits:
+        forward = open_files(name, files[name], experiment.data.image_size, threads)
+        return score_split(lambda images_NHWC: one_by_one(forward, images_NHWC, pool), reader, samples, transform,
+                           batch=experiment.evaluate.batch, decode_threads=experiment.data.decode_threads)
+
+    reference = _default_format(files)
+    formats = {}
+    with (ShardReader(experiment.data.dataset, samples) as reader,
+          ThreadPoolExecutor(threads, thread_name_prefix="gate") as pool):
+        exact_NK = logits(reference)
+        for name in names:
+            formats[name] = judge(name, exact_NK, logits(name), samples.labels, classes, experiment.evaluate,
+                                  trained.threshold, max_drop)
+            tell(f"{name}: {experiment.evaluate.metric} {formats[name].value:.4f} on {len(samples)} val images, worse "
+                 f"by {formats[name].drop:.2g}; {formats[name].labels_equal} labels equal")
+    exact_value = abs(metric_of(exact_NK, samples.labels, classes, experiment.evaluate))
+    return Gates(split="val", num_samples=len(samples), metric=experiment.evaluate.metric, exact_format=reference,
+                 exact_value=exact_value, max_drop=max_drop, calibration_samples=num_calibration, formats=formats)
+
+
+def _default_format(files: dict[FormatName, tuple[Path, ...]]) -> ExactName:
+    return next(name for name in PREFERENCE if name in files)
+
+
 def _describe(trained: Trained, manifest: Manifest, files: dict[FormatName, tuple[Path, ...]], parity: Parity,
-              metrics: dict[str, Any]) -> Bundle:
+              gates: Gates | None, metrics: dict[str, Any]) -> Bundle:
     data, classes = trained.experiment.data, trained.classes
     positive = positive_index(classes, trained.experiment.evaluate.positive_class)
     validation = {key: value for key, value in trained.validation.items() if key not in ("threshold", "classes")}
     return Bundle(
         files={name: tuple(map(describe_file, paths)) for name, paths in files.items()},
-        default_format=next(name for name in PREFERENCE if name in files),
+        default_format=_default_format(files),
         preprocessing=Preprocessing(
             ingest=_ingest_options(manifest).model_dump(mode="json"),
             image_size=data.image_size, eval_crop=data.eval_crop, mean=data.mean, std=data.std,
@@ -173,6 +237,7 @@ def _describe(trained: Trained, manifest: Manifest, files: dict[FormatName, tupl
         libraries={name: version for name in _PACKAGES if (version := _version(name)) is not None},
         experiment=trained.experiment.model_dump(mode="json"),
         parity=parity,
+        gates=gates,
     )
 
 

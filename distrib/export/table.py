@@ -5,44 +5,67 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from distrib.bundle import FormatName
+from distrib.bundle import ExactName, FormatName, ReducedName
 from distrib.errors import BundleError, ConfigError, DistribError, MissingPartError
+from distrib.scoring import Images
 
 if TYPE_CHECKING:
     import torch
 
 Write = Callable[["torch.export.ExportedProgram", Path], list[Path]]
 """(program from uint8 images_NHWC to float32 logits_NK, any batch; folder) -> the files written there."""
+Reduce = Callable[[Path, Path, Images], list[Path]]
+"""(the model's ONNX file, folder, images_NHWC of the training split to take ranges from) -> the files written there."""
 
-_FORMATS: dict[FormatName, str] = {  # openvino after onnx, whose file it reads
+_FORMATS: dict[ExactName, str] = {  # openvino after onnx, whose file it reads
     "torch": "distrib.export.torch_format:write",
     "onnx": "distrib.export.onnx_format:write",
     "openvino": "distrib.export.openvino_format:write",
 }
+_REDUCED: dict[ReducedName, str] = {
+    "openvino-bf16": "distrib.export.openvino_format:write_bf16",
+    "openvino-int8": "distrib.export.openvino_format:write_int8",
+    "onnx-int8": "distrib.export.onnx_int8:write",
+}
 
 
-def parse_formats(names: Sequence[str]) -> list[FormatName]:
-    """Known formats, each once, in the order of the table. Raises ConfigError."""
+def parse_formats(names: Sequence[str]) -> tuple[list[ExactName], list[ReducedName]]:
+    """Known formats, exact and reduced ones, each once, in the order of the tables. Raises ConfigError."""
     wanted = {part.strip() for name in names for part in name.split(",")}
-    unknown = sorted(wanted - set(_FORMATS))
+    known = (*_FORMATS, *_REDUCED)
+    unknown = sorted(wanted - set(known))
     if unknown or not wanted:
         raise ConfigError(f"--format {','.join(unknown)!r} is unknown", "nothing was exported",
-                          f"choose some of {', '.join(_FORMATS)}")
-    return [name for name in _FORMATS if name in wanted]
+                          f"choose some of {', '.join(known)}")
+    exact = [name for name in _FORMATS if name in wanted]
+    if not exact:
+        raise ConfigError(f"--format {','.join(sorted(wanted))} has no exact format", "nothing was exported",
+                          f"add one of {', '.join(_FORMATS)}: it runs by default, and the others are compared with it")
+    return exact, [name for name in _REDUCED if name in wanted]
 
 
-def write_format(name: FormatName, program: torch.export.ExportedProgram, folder: Path) -> list[Path]:
+def write_format(name: ExactName, program: torch.export.ExportedProgram, folder: Path) -> list[Path]:
     """Write a format's files. Raises BundleError, MissingPartError; OSError."""
-    module, _, attribute = _FORMATS[name].partition(":")
+    return _written(name, _FORMATS[name], program, folder)
+
+
+def write_reduced(name: ReducedName, source: Path, folder: Path, images_NHWC: Images) -> list[Path]:
+    """Write a reduced format's files; see `Reduce`. Raises BundleError, MissingPartError; OSError."""
+    return _written(name, _REDUCED[name], source, folder, images_NHWC)
+
+
+def _written(name: FormatName, where: str, *arguments: Any) -> list[Path]:
+    module, _, attribute = where.partition(":")
     try:
-        write: Write = getattr(importlib.import_module(module), attribute)
+        write: Callable[..., list[Path]] = getattr(importlib.import_module(module), attribute)
+        return write(*arguments)
     except ImportError as error:
+        remedy = "install it with pip install 'distrib[int8]'" if name == "openvino-int8" else "install it"
         raise MissingPartError(f"the format {name!r} needs a package that can not be imported ({error})",
-                               "nothing was exported", "install it, or choose other formats with --format") from error
-    try:
-        return write(program, folder)
+                               "no bundle was written",
+                               f"{remedy}, or choose other formats with --format") from error
     except (DistribError, OSError):
         raise
     except Exception as error:  # converters raise whatever they meet

@@ -13,14 +13,23 @@ from distrib.scoring import Forward, Images, Logits
 
 
 def open_model(files: Sequence[Path], side: int | None, threads: int) -> Forward:
-    """See `distrib.runtimes.table.Open`."""
+    """See `distrib.runtimes.table.Open`. What is not in 8 bits is computed in float32."""
+    return _open(files, side, threads, "f32")
+
+
+def open_bf16(files: Sequence[Path], side: int | None, threads: int) -> Forward:
+    """See `distrib.runtimes.table.Open`. Computes in bfloat16 where the processor can, else in float32."""
+    return _open(files, side, threads, "bf16")
+
+
+def _open(files: Sequence[Path], side: int | None, threads: int, precision: str) -> Forward:
     core = ov.Core()
     model = core.read_model(next(path for path in files if path.suffix == ".xml"))
     if side is not None:
         model.reshape({0: [1, side, side, 3]})  # a fixed shape saves the runtime its dynamic machinery
     compiled = core.compile_model(model, "CPU", {
         # Left alone, OpenVINO computes in bf16 where the processor can, which is not what was checked.
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": precision,
         # As many streams as threads: each request is computed by one thread.
         "NUM_STREAMS": str(threads),
         "INFERENCE_NUM_THREADS": str(threads),

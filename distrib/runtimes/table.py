@@ -30,6 +30,9 @@ _RUNTIMES: dict[FormatName, tuple[str, str]] = {  # name -> (module:attribute, p
     "openvino": ("distrib.runtimes.openvino_runtime:open_model", "openvino"),
     "onnx": ("distrib.runtimes.onnx_runtime:open_model", "onnxruntime"),
     "torch": ("distrib.runtimes.torch_runtime:open_model", "torch"),
+    "openvino-bf16": ("distrib.runtimes.openvino_runtime:open_bf16", "openvino"),
+    "openvino-int8": ("distrib.runtimes.openvino_runtime:open_model", "openvino"),
+    "onnx-int8": ("distrib.runtimes.onnx_runtime:open_model", "onnxruntime"),
 }
 
 

@@ -17,7 +17,7 @@ LAYERS = [
     {"cli", "__main__"},
     {"verbs"},
     {"registry"},
-    {"train", "export", "predict", "probe", "verify"},
+    {"train", "export", "predict", "probe", "verify", "bench"},
     {"evaluate"},
     {"scoring", "forward", "metrics", "intervals", "decision", "bundle", "runtimes", "trained", "checkpoint",
      "checkpoint_parts", "checkpoint_writer", "elastic", "tensor_file"},
