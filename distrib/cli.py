@@ -127,7 +127,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Judge a run's best checkpoint, or a bundle, on held-out images; over all ranks where there are several."""
-    from distrib.evaluate import run_evaluate
+    from distrib.evaluate import run_evaluate, show_report
     from distrib.world import read_world
 
     world = read_world()
@@ -143,6 +143,8 @@ def evaluate(
                                   tell=tell if world.is_first else lambda _: None)
     if world.is_first:
         answer(report, as_json)
+        if not as_json:
+            show_report(report)
 
 
 @app.command()

@@ -257,6 +257,13 @@ def test_a_moving_average_is_what_is_exported(tmp_path: Path, dataset: Path, exp
     assert load_bundle(tmp_path / "bundle").bundle.weights.kind == "ema"
 
 
+def test_people_see_the_scores_of_a_run(run: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "distrib", "evaluate", run, "--split", "val", "--bootstrap", "0"],
+                          capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    assert "balanced accuracy" in done.stderr
+
+
 def test_the_gate_refuses_what_differs_and_leaves_nothing(tmp_path: Path, run: Path) -> None:
     with pytest.raises(BundleError, match=r"differs from the trained model by .* the tolerance is 1e-15"):
         run_export(run, out=tmp_path / "bundle", formats=["onnx"], tolerance=1e-15, num_samples=4)
