@@ -238,16 +238,6 @@ def given_splits(here: Path) -> None:
         write(f"more/{name}/cat/{number}.jpg", encoded(number=1000 + number))(here)
 
 
-def both(*makes: Make) -> Make:
-    """One bad thing after another."""
-
-    def make(here: Path) -> None:
-        for one in makes:
-            one(here)
-
-    return make
-
-
 def pickled(here: Path) -> None:
     import pickle
 
@@ -875,7 +865,8 @@ def test_the_page_has_these_cases_and_no_others() -> None:
 
 
 @pytest.mark.parametrize("words", ["distrib", "launch", *(f"distrib {verb}" for verb in (
-    "prepare", "adopt", "inspect", "train", "evaluate", "export", "predict", "update", "promote")), "launch run", "launch plan"])
+    "prepare", "adopt", "inspect", "train", "evaluate", "export", "predict", "update", "promote")),
+    "launch run", "launch plan"])
 def test_help_is_for_the_asking(words: str, tmp_path: Path) -> None:
     for option in ("--help", "-h"):
         done = subprocess.run([*words.split(), option], cwd=tmp_path, env=environment(), capture_output=True, text=True,
