@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, ValidationError, model_validator
 
 from distrib.decision import Threshold
-from distrib.documents import Section
+from distrib.documents import Section, Sha256
 from distrib.durable import SealError, open_sealed, seal, sha256_file
 from distrib.errors import BundleError
 
@@ -30,7 +30,6 @@ PREFERENCE: tuple[ExactName, ...] = ("openvino", "onnx", "torch")
 """Which format runs by default, of those in the bundle: the fastest exact one first."""
 REDUCED: tuple[ReducedName, ...] = get_args(ReducedName)
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from distrib.documents import Section, apply_overrides, read_yaml, validate
+from distrib.documents import Section, Sha256, apply_overrides, read_yaml, validate
 from distrib.durable import SealError, open_sealed, seal
 from distrib.errors import CheckpointError
 from distrib.rundir import RunDir
@@ -89,11 +89,11 @@ class StartConfig(Section):
 
     source: str
     """Written by `distrib train --from`, as the next three: the run or bundle that was started from."""
-    weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    weights_sha256: Sha256
     """Digest of its weights, of which the run keeps a copy."""
     classes: tuple[str, ...]
     """Its classes: their rows of the head are taken over, by name."""
-    datasets: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...]
+    datasets: tuple[Sha256, ...]
     """Seals of the datasets that it, and what it started from itself, was trained on."""
 
 

@@ -28,6 +28,7 @@ from distrib.errors import DataError
 CALIBRATION_BINS = 15
 # A rate of k/n computed in floating point must still reach the bound k/n.
 RATE_SLACK = 1e-12
+LOWER_IS_BETTER = frozenset({"loss", "brier", "calibration_error"})
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -104,7 +105,7 @@ def goodness(report: dict[str, Any], metric: str) -> float:
         raise DataError(f"{metric} is not defined on this split: {report['undefined'].get(metric, 'unknown reason')}",
                         "models can not be compared by it",
                         "choose another evaluate.metric, or a larger split")
-    return -float(value) if metric == "loss" else float(value)
+    return -float(value) if metric in LOWER_IS_BETTER else float(value)
 
 
 def partial_auroc(truth_N: NDArray[np.bool_], scores_N: Floats, tpr_floor: float) -> float:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from distrib.documents import Sha256
 from distrib.durable import SealError, open_sealed, seal
 from distrib.errors import CheckpointError, ManifestError
 
@@ -31,7 +32,6 @@ _OF_VERSIONS: dict[str, Any] = {"version": True, "parent": True, "ancestors": Tr
 
 Count = Annotated[int, Field(ge=0)]
 Version = Annotated[int, Field(ge=1)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Part(BaseModel):

@@ -12,11 +12,10 @@ from distrib.config import EvaluateConfig
 from distrib.decision import Threshold
 from distrib.errors import DataError
 from distrib.intervals import bootstrap_draws, percentile_interval
-from distrib.metrics import Labels, measure
+from distrib.metrics import LOWER_IS_BETTER, Labels, measure
 from distrib.registry.entry import Compared
 from distrib.scoring import Logits
 
-LOWER_IS_BETTER = frozenset({"loss", "brier", "calibration_error"})
 _SLACK = 1e-9  # a fall of exactly the margin is none beyond it
 _NEVER = -1e4  # logit of a class that a model does not know
 

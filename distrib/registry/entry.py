@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from distrib.bundle import Sha256
-from distrib.documents import Section
+from distrib.documents import Section, Sha256
 from distrib.durable import SealError, open_sealed, seal
 from distrib.errors import BundleError
 
