@@ -48,6 +48,14 @@ def write_durable(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def copy_durable(source: Path, target: Path) -> None:
+    """Copy a file to a name that must be free, and fsync it: for files inside a folder still to be published."""
+    with source.open("rb") as reading, target.open("xb") as writing:
+        shutil.copyfileobj(reading, writing, 1 << 22)
+        writing.flush()
+        os.fsync(writing.fileno())
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Atomically create or replace a file: temporary sibling, fsync, rename. Raises OSError.
 

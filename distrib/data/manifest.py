@@ -143,6 +143,13 @@ class Manifest(_Part):
         """The sealed document; a first version does not speak of versions, so it is as it always was."""
         return seal(FORMAT, self.model_dump(mode="json", exclude=_OF_VERSIONS if self.version == 1 else None))
 
+    @property
+    def ingest(self) -> dict[str, Any]:
+        """The recorded `distrib.data.ingest.IngestOptions`; an adopted dataset has its images as they were, so nothing
+        may be lost of others either."""
+        recorded: dict[str, Any] | None = self.preparation.get("ingest")
+        return {"format": "png"} if recorded is None else recorded
+
     def samples(self, split: Split) -> SplitSamples:
         """Every sample of a split, shard after shard. Raises ManifestError if there is none."""
         shards = tuple(shard for shard in self.shards if shard.split == split)

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -76,16 +76,8 @@ def run_prepare(
     fractions = _fractions(listing, options)
     for note in listing.notes:
         say(f"note: {note}")
-    with storage_errors(f"the dataset {out} can not be written", _NOTHING_WRITTEN):
-        staging = begin_staging(out)
-        try:
-            manifest = _build(source, staging, listing, fractions, options)
-            document = manifest.to_bytes()
-            write_durable(staging / FILE_NAME, document)
-            publish_dir(staging, out)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-    report = dataset_report(manifest.model_copy(update={"sha256": seal_digest(document)}))
+    manifest = publish_dataset(out, lambda staging: _build(source, staging, listing, fractions, options))
+    report = dataset_report(manifest)
     show_report(f"prepared {out}", report)
     return {"dataset": str(out), **report}
 
@@ -129,7 +121,21 @@ def _fractions(listing: Listing, options: PrepareOptions) -> dict[Split, float] 
     return None
 
 
-def begin_staging(out: Path) -> Path:
+def publish_dataset(out: Path, build: Callable[[Path], Manifest]) -> Manifest:
+    """The sealed manifest of a dataset whose files ``build`` puts into a folder. OUT appears by one rename."""
+    with storage_errors(f"the dataset {out} can not be written", _NOTHING_WRITTEN):
+        staging = _begin_staging(out)
+        try:
+            manifest = build(staging)
+            document = manifest.to_bytes()
+            write_durable(staging / FILE_NAME, document)
+            publish_dir(staging, out)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return manifest.model_copy(update={"sha256": seal_digest(document)})
+
+
+def _begin_staging(out: Path) -> Path:
     """An empty folder beside OUT; those that killed runs on this host left there are removed."""
     try:
         occupied = any(out.iterdir())
@@ -185,11 +191,7 @@ def _build(source: Path, staging: Path, listing: Listing, fractions: dict[Split,
         groups, num_merged = merge_copies(reads, groups)
         by_group = split_groups(groups, labels, classes, fractions, options.seed)
         splits = [by_group[group] for group in groups]
-    duplicates = tuple(
-        Duplicate(kind="exact" if pair.exact else "near", first=keys[pair.first], second=keys[pair.second],
-                  splits=(splits[pair.first], splits[pair.second]))
-        for pair in pairs_across([read.print for read in reads], splits)
-    )
+    duplicates = duplicates_across(reads, keys, splits)
     shards = write_shards(staging, splits, reads, keys, labels, groups, options)
     remove_spools(staging)
     excluded = tuple(Excluded(path=path, reason=reason) for path, reason in sorted(bad + conflicting))
@@ -213,6 +215,15 @@ def _preparation(source: Path, fractions: dict[Split, float] | None, options: Pr
         "labels": {"file": options.labels.name, **columns} if options.labels else None,
         "made_with": {module.__name__: module.__version__ for module in (PIL, simplejpeg, numpy, cv2)},
     }
+
+
+def duplicates_across(reads: Sequence[ReadImage], keys: Sequence[str],
+                      splits: Sequence[Split]) -> tuple[Duplicate, ...]:
+    """Images that are the same, or nearly, in two splits: for the manifest."""
+    return tuple(
+        Duplicate(kind="exact" if pair.exact else "near", first=keys[pair.first], second=keys[pair.second],
+                  splits=(splits[pair.first], splits[pair.second]))
+        for pair in pairs_across([read.print for read in reads], splits))
 
 
 def write_shards(staging: Path, splits: Sequence[Split], reads: Sequence[ReadImage], keys: Sequence[str],

@@ -14,21 +14,18 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from distrib.data.duplicates import Fingerprint, fingerprint, nearest, pairs_across
+from distrib.data.duplicates import fingerprint
 from distrib.data.grouping import merge_copies, without_conflicts
 from distrib.data.ingest import decode_canonical
+from distrib.data.known import near_known, read_known, without_known
 from distrib.data.manifest import (
-    FILE_NAME,
     SPLITS,
-    Duplicate,
     Excluded,
     Manifest,
     Shard,
@@ -39,20 +36,20 @@ from distrib.data.manifest import (
 from distrib.data.prepare import (
     DEFAULT_SPLIT,
     PrepareOptions,
-    begin_staging,
     check_options,
+    duplicates_across,
     list_samples,
+    publish_dataset,
     write_shards,
 )
 from distrib.data.reading import ReadImage, read_images, remove_spools, spooled
-from distrib.data.report import Progress, dataset_report, say, say_all, show_report
+from distrib.data.report import dataset_report, say, say_all, show_report
 from distrib.data.samples import Listing, readable, sample_keys, sorted_classes
-from distrib.data.shards import ShardReader
 from distrib.data.split import missing_classes, parse_fractions, split_groups
 from distrib.data.workers import allowed_cores
 from distrib.documents import validate
-from distrib.durable import fsync_dir, publish_dir, seal_digest, sha256_file, write_durable
-from distrib.errors import ConfigError, DataError, DistribError, ShardError, storage_errors
+from distrib.durable import copy_durable, fsync_dir, sha256_file
+from distrib.errors import ConfigError, DataError, ShardError
 
 _NOTHING_WRITTEN = "nothing was written"
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES, errno.ENOSYS)
@@ -78,14 +75,12 @@ def run_update(
     that the dataset was prepared with. OUT appears by one rename; no byte of DATASET changes. Raises DistribError.
     """
     old = load_manifest(dataset)
-    recorded = old.preparation.get("ingest")
     options = validate(UpdateOptions, {
         "labels": labels, "image_column": image_column, "label_column": label_column, "group_column": group_column,
         "split_column": split_column, "split": split, "seed": old.preparation.get("seed", 0), "on_bad": on_bad,
         "shard_samples": shard_samples, "shard_mb": shard_mb, "workers": workers, "test": test,
         "new_classes": new_classes,
-        # An adopted dataset has its images as they were, so nothing may be lost of the new ones either.
-        "ingest": {"format": "png"} if recorded is None else recorded,
+        "ingest": old.ingest,
     }, "the options of update")
     check_options(options)
     _check_grouping(old, options)
@@ -96,16 +91,8 @@ def run_update(
     classes = _classes(old, listing, options)
     for note in listing.notes:
         say(f"note: {note}")
-    with storage_errors(f"the dataset {out} can not be written", _NOTHING_WRITTEN):
-        staging = begin_staging(out)
-        try:
-            manifest = _build(dataset, old, source, staging, listing, classes, options)
-            document = manifest.to_bytes()
-            write_durable(staging / FILE_NAME, document)
-            publish_dir(staging, out)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-    manifest = manifest.model_copy(update={"sha256": seal_digest(document)})
+    manifest = publish_dataset(
+        out, lambda staging: _build(dataset, old, source, staging, listing, classes, options))
     report = dataset_report(manifest)
     show_report(f"version {manifest.version} of {dataset} in {out}", report)
     new = {split: sum(shard.num_samples for shard in manifest.shards
@@ -133,16 +120,6 @@ def _classes(old: Manifest, listing: Listing, options: UpdateOptions) -> tuple[s
     return (*old.classes, *new)
 
 
-@dataclass(frozen=True)
-class _Old:
-    """One image that the dataset has."""
-
-    key: str
-    split: Split
-    label: int
-    print: Fingerprint
-
-
 def _build(dataset: Path, old: Manifest, source: Path, staging: Path, listing: Listing, classes: tuple[str, ...],
            options: UpdateOptions) -> Manifest:
     """Fill the staging folder and return the new version's manifest."""
@@ -154,8 +131,8 @@ def _build(dataset: Path, old: Manifest, source: Path, staging: Path, listing: L
         prints = list(pool.map(lambda read: fingerprint(decode_canonical(content(read), "it")[1]), reads))
     reads = [replace(read, print=one) for read, one in zip(reads, prints, strict=True)]
     reads, conflicting = without_conflicts(reads, options.on_bad == "refuse")
-    known = _old_images(dataset, old, workers)
-    reads, repeated = _without_known(reads, known, old.classes)
+    known = read_known(dataset, old, workers)
+    reads, repeated = without_known(reads, known, old.classes)
     _refuse(repeated, "images that the dataset has already", options)
 
     numbers = {name: number for number, name in enumerate(classes)}
@@ -177,7 +154,7 @@ def _build(dataset: Path, old: Manifest, source: Path, staging: Path, listing: L
     by_group = _place(old, classes, reads, groups, labels, places, options)
     splits = [by_group[group] for group in groups]
 
-    near_old = _near_known(reads, splits, known)
+    near_old = near_known(reads, splits, known)
     alike = [(readable(reads[i].sample.path),
               f"it would be in {splits[i]}, and is nearly the same as {seen.key} in {seen.split}")
              for i, seen in sorted(near_old.items())]
@@ -188,10 +165,7 @@ def _build(dataset: Path, old: Manifest, source: Path, staging: Path, listing: L
                         "see what is said above")
     reads, splits, keys = [reads[i] for i in left], [splits[i] for i in left], [keys[i] for i in left]
     labels, groups = [labels[i] for i in left], [groups[i] for i in left]
-    duplicates = tuple(
-        Duplicate(kind="exact" if pair.exact else "near", first=keys[pair.first], second=keys[pair.second],
-                  splits=(splits[pair.first], splits[pair.second]))
-        for pair in pairs_across([read.print for read in reads], splits))
+    duplicates = duplicates_across(reads, keys, splits)
     version = old.version + 1
     _link_shards(dataset, staging, old.shards)
     new_shards = write_shards(staging, splits, reads, keys, labels, groups, options, version)
@@ -214,59 +188,6 @@ def _refuse(images: list[tuple[str, str]], what: str, options: UpdateOptions) ->
     if options.on_bad == "refuse":
         raise DataError(f"{len(images)} {what} (listed above; the first: {images[0][0]}: {images[0][1]})",
                         _NOTHING_WRITTEN, _REPLACE)
-
-
-def _old_images(dataset: Path, old: Manifest, workers: int) -> list[_Old]:
-    """Every image of the dataset, read and decoded. Raises ShardError."""
-    found: list[_Old] = []
-    with Progress("reading the dataset", sum(shard.num_samples for shard in old.shards)) as progress, \
-            ThreadPoolExecutor(workers) as pool:
-        for split in SPLITS:
-            if all(shard.split != split for shard in old.shards):
-                continue
-            samples = old.samples(split)
-            with ShardReader(dataset, samples) as reader:
-                for i, one in enumerate(pool.map(partial(_seen, reader), range(len(samples)))):
-                    found.append(_Old(samples.keys[i], split, int(samples.labels[i]), one))
-                    progress.advance(1)
-    return found
-
-
-def _seen(reader: ShardReader, sample: int) -> Fingerprint:
-    try:
-        return fingerprint(decode_canonical(reader.read(sample), "it")[1])
-    except ShardError:
-        raise
-    except DistribError as error:
-        raise reader.error(sample, error.fact.removeprefix("it ")) from error
-
-
-def _without_known(reads: Sequence[ReadImage], known: Sequence[_Old],
-                   classes: Sequence[str]) -> tuple[list[ReadImage], list[tuple[str, str]]]:
-    """(images that the dataset does not have; (path, reason) of the others)."""
-    by_digest = {one.print.digest: one for one in known}
-    fresh, repeated = [], []
-    for read in reads:
-        one = by_digest.get(read.print.digest)
-        if one is None:
-            fresh.append(read)
-            continue
-        reason = f"the same image as {one.key} in {one.split}"
-        if classes[one.label] != read.sample.label:
-            reason += f", which is labelled {classes[one.label]!r} and not {read.sample.label!r}"
-        repeated.append((readable(read.sample.path), reason))
-    return fresh, repeated
-
-
-def _near_known(reads: Sequence[ReadImage], splits: Sequence[Split], known: Sequence[_Old]) -> dict[int, _Old]:
-    """By position, for every new image that is nearly an old one of another split, the one it most resembles."""
-    prints = [*(one.print for one in known), *(read.print for read in reads)]
-    found: dict[int, _Old] = {}
-    for split in SPLITS:
-        others = [i for i, one in enumerate(known) if one.split != split]
-        mine = [len(known) + i for i, place in enumerate(splits) if place == split]
-        found |= {second - len(known): known[first] for second, first in nearest(prints, others, mine).items()}
-    return found
 
 
 def _new_keys(paths: Sequence[str], old: Manifest) -> list[str]:
@@ -339,10 +260,7 @@ def _link_shards(dataset: Path, staging: Path, shards: Sequence[Shard]) -> None:
         except OSError as error:
             if error.errno not in _NO_LINK:
                 raise
-        with source.open("rb") as reading, target.open("xb") as writing:
-            shutil.copyfileobj(reading, writing, 1 << 22)
-            writing.flush()
-            os.fsync(writing.fileno())
+        copy_durable(source, target)
         if sha256_file(target) != shard.sha256:
             raise ShardError(f"shard {dataset / shard.name} does not match its digest", _NOTHING_WRITTEN,
                              f"see what else is wrong with `distrib inspect {dataset}`")

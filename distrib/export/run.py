@@ -222,7 +222,7 @@ def _describe(trained: Trained, manifest: Manifest, files: dict[FormatName, tupl
         files={name: tuple(map(describe_file, paths)) for name, paths in files.items()},
         default_format=_default_format(files),
         preprocessing=Preprocessing(
-            ingest=_ingest_options(manifest).model_dump(mode="json"),
+            ingest=IngestOptions.model_validate(manifest.ingest).model_dump(mode="json"),
             image_size=data.image_size, eval_crop=data.eval_crop, mean=data.mean, std=data.std,
         ),
         classes=classes,
@@ -239,12 +239,6 @@ def _describe(trained: Trained, manifest: Manifest, files: dict[FormatName, tupl
         parity=parity,
         gates=gates,
     )
-
-
-def _ingest_options(manifest: Manifest) -> IngestOptions:
-    """As prepared; an adopted dataset has its images as they were, so nothing may be lost on the way either."""
-    recorded = manifest.preparation.get("ingest")
-    return IngestOptions(format="png") if recorded is None else IngestOptions.model_validate(recorded)
 
 
 def git_commit(root: Path) -> str | None:

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from distrib.bundle import FILE_NAME as BUNDLE_NAME
 from distrib.bundle import LoadedBundle, load_bundle
-from distrib.durable import fsync_dir, publish_dir, replace_file
+from distrib.durable import copy_durable, fsync_dir, publish_dir, replace_file
 from distrib.errors import BundleError, ConfigError, storage_errors
 from distrib.registry.entry import Entry, read_entry
 
@@ -165,10 +165,7 @@ def _put(source: Path, target: Path, link: bool) -> None:
         with contextlib.suppress(OSError):
             os.link(source, target)
             return
-    with source.open("rb") as reading, target.open("xb") as writing:
-        shutil.copyfileobj(reading, writing, 1 << 22)
-        writing.flush()
-        os.fsync(writing.fileno())
+    copy_durable(source, target)
 
 
 def _remove_unfinished(registry: Registry) -> None:
