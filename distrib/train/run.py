@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import functools
 import gc
 import importlib
 import json
@@ -13,17 +11,16 @@ import secrets
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from distrib.checkpoint import newest_checkpoint
 from distrib.checkpoint_parts import PartWriter, Writers
 from distrib.checkpoint_writer import CheckpointWriter
 from distrib.comm.group import Group, can_be_elastic
@@ -36,32 +33,27 @@ from distrib.durable import replace_file
 from distrib.elastic.lease import Lease
 from distrib.elastic.link import Link
 from distrib.elastic.membership import NOTHING_YET, Position
-from distrib.errors import CheckpointError, DistribError, WorldError, storage_errors
+from distrib.errors import DistribError, WorldError, storage_errors
 from distrib.models.weights import set_training, weights_sha256
 from distrib.rundir import RunDir
 from distrib.train import ipex
 from distrib.train.agree import agree_on_experiment, warn_of_other_processors
 from distrib.train.balance import better_shares, lanes_of
-from distrib.train.build import starting_model, training_order, training_transform, validator
+from distrib.train.build import training_order, training_transform, validator
 from distrib.train.environment import describe_environment, record_environment
-from distrib.train.guard import Guard, Snapshot, whole_source
+from distrib.train.guard import Guard, whole_source
 from distrib.train.ledger import Ledger
 from distrib.train.log import RunLog
-from distrib.train.loop import Best, Pause, Progress, Trained, Trainer, Validate, total_steps
+from distrib.train.loop import Pause, Progress, Trained, Trainer, Validate, total_steps
 from distrib.train.optimise import (
-    MovingAverage,
-    build_optimizer,
-    build_outer_optimizer,
     class_weights,
-    load_optimizer_tensors,
-    optimizer_tensors,
 )
 from distrib.train.paces import build_pace
 from distrib.train.reduction import Stop
 from distrib.train.reductions import build_reduction
-from distrib.train.resume import broadcast_tensors
 from distrib.train.settle import Settled
-from distrib.train.start import take_start, with_start, write_start
+from distrib.train.start import with_start, write_start
+from distrib.train.state import State, fresh_state, level, restore
 from distrib.train.watch import build_watch
 from distrib.world import World
 
@@ -148,104 +140,6 @@ def _begin(run: RunDir, experiment: Experiment, manifest: Manifest, tell: Tell) 
          f"{train.lane_batch} images a step, {train.reduction} sums")
 
 
-@dataclass
-class _State:
-    """What training changes, and a checkpoint holds."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    """With local steps, the outer one."""
-    average: MovingAverage | None
-    exponents: dict[str, Any] = field(default_factory=dict)
-    """The reduction's state; empty before the first step, and with local steps, where a round carries none."""
-    progress: Progress = field(default_factory=Progress)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All that training changes, by name."""
-        parts = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.model, self.optimizer),
-                 "ema": self.average.tensors if self.average is not None else {}}
-        return {f"{part}:{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
-
-    def put(self, kept: Snapshot) -> None:
-        """Back to a copy."""
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "ema": {}}
-        for name, tensor in kept.tensors.items():
-            part, _, own = name.partition(":")
-            parts[part][own] = tensor
-        self.model.load_state_dict(parts["model"])
-        self.optimizer.state.clear()
-        load_optimizer_tensors(self.model, self.optimizer, parts["optimizer"])
-        if self.average is not None:
-            self.average.load(parts["ema"])
-        self.exponents, self.progress = copy.deepcopy(kept.exponents), copy.deepcopy(kept.progress)
-
-    def header(self) -> bytes:
-        progress = vars(self.progress) | {"best": vars(self.progress.best)}
-        return json.dumps({"exponents": self.exponents, "progress": progress}).encode()
-
-
-def _fresh_state(run: RunDir, experiment: Experiment, classes: Sequence[str], group: Group, tell: Tell) -> _State:
-    """Collective. The state before the first step; rank 0 alone reads the weights of a warm start."""
-    train, start = experiment.train, experiment.model.start
-    take = None
-    if start is not None and group.world.is_first:
-        take = functools.partial(take_start, run=run, start=start, classes=classes, tell=tell)
-    model = starting_model(experiment, len(classes), tell, take)
-    optimizer = build_outer_optimizer(model, train) if train.local_steps > 1 else build_optimizer(model, train)
-    if train.ipex:  # before anything keeps a tensor of the model's: parameters get new storage
-        ipex.optimize(model, optimizer, group)
-    # Ranks on different processors may have drawn different last bits.
-    group.broadcast(model.state_dict().values())
-    average = MovingAverage(model, train.ema_decay) if train.ema_decay is not None else None
-    return _State(model, optimizer, average)
-
-
-def _restore(state: _State, run: RunDir, group: Group, tell: Tell) -> None:
-    """Bring every rank to the newest whole checkpoint, which rank 0 alone reads. Collective."""
-    found = newest_checkpoint(run, tell) if group.world.is_first else None
-    header = json.dumps([found.step, found.progress] if found else None).encode() if group.world.is_first else None
-    received = json.loads(group.broadcast_bytes(header))
-    if received is None:
-        return
-    step, saved = received
-    _take(state, group, 0, *((found.model, found.optimizer, found.ema) if found else (None, None, None)))
-    state.exponents = saved["reduction"]
-    state.progress = Progress(step, best=Best(**saved["best"]))
-    tell(f"goes on from the checkpoint of step {step}")
-
-
-def _level(state: _State, group: Group, source: int) -> None:
-    """Bring every rank to the state of rank ``source``. Collective."""
-    header = state.header() if group.rank == source else None
-    received = json.loads(group.broadcast_bytes(header, source))
-    tensors: tuple[Mapping[str, Tensor] | None, ...] = (None, None, None)
-    if header is not None:
-        average = state.average.tensors if state.average is not None else None
-        tensors = (state.model.state_dict(), optimizer_tensors(state.model, state.optimizer), average)
-    _take(state, group, source, *tensors)
-    progress = received["progress"]
-    state.exponents = received["exponents"]
-    state.progress = Progress(**progress | {"best": Best(**progress["best"])})
-
-
-def _take(state: _State, group: Group, source: int, model: Mapping[str, Tensor] | None,
-          optimizer: Mapping[str, Tensor] | None, average: Mapping[str, Tensor] | None) -> None:
-    """Collective: the tensors that rank ``source`` gives, into the state of every rank.
-
-    All have come before the first is taken: a rank that is interrupted holds no mixture of two steps.
-    """
-    weights, moments = broadcast_tensors(group, model, source), broadcast_tensors(group, optimizer, source)
-    averages = broadcast_tensors(group, average, source) if state.average is not None else None
-    try:
-        state.model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(f"the checkpoint does not fit the model: {str(error).splitlines()[-1].strip()}",
-                              "the run was not continued", "use the code that the run was begun with") from error
-    load_optimizer_tensors(state.model, state.optimizer, moments)
-    if state.average is not None and averages is not None:
-        state.average.load(averages)
-
-
 class _Rank:
     """One rank of a run through all its views. A context manager, which closes what it writes.
 
@@ -261,7 +155,7 @@ class _Rank:
         self._samples = settled.manifest.samples("train")
         self._leads = False
         self._experiment: Experiment | None = None
-        self._state: _State | None = None
+        self._state: State | None = None
         self._environment: dict[str, Any] = {}
         self._log: RunLog | None = None
         self._writer: CheckpointWriter | None = None
@@ -323,12 +217,12 @@ class _Rank:
         last = self._link.last if self._link is not None else None
         state = self._state
         if state is None or self._has_new_members:  # who has a state helps those that have none to begin
-            fresh = _fresh_state(self._run, experiment, self._settled.manifest.classes, group, self._tell)
+            fresh = fresh_state(self._run, experiment, self._settled.manifest.classes, group, self._tell)
             state = state or fresh
         if last is None or max(last.positions.values()) == NOTHING_YET:
-            _restore(state, self._run, group, self._tell)
+            restore(state, self._run, group, self._tell)
         elif not last.is_level:
-            _level(state, group, last.view.members.index(last.source))
+            level(state, group, last.view.members.index(last.source))
         self._state = state
         set_training(state.model)
 
@@ -368,7 +262,7 @@ class _Rank:
             ranks = [0]
         return Writers(len(ranks), ranks.index(group.rank) if group.rank in ranks else -1, key)
 
-    def _train_together(self, experiment: Experiment, group: Group, state: _State, weights_K: Tensor | None,
+    def _train_together(self, experiment: Experiment, group: Group, state: State, weights_K: Tensor | None,
                         order: Order, validate: Validate | None) -> tuple[Trained, Trainer]:
         train, data, samples, progress = experiment.train, experiment.data, self._samples, state.progress
         steps = total_steps(experiment, len(samples))
@@ -430,7 +324,7 @@ class _Rank:
             finally:
                 state.exponents = pace.state()
 
-    def _go_back(self, state: _State, group: Group) -> None:
+    def _go_back(self, state: State, group: Group) -> None:
         """Collective: bring every rank to the last state that all agreed on."""
         kept = self._guard.kept
         is_whole = kept is not None and kept.is_whole
@@ -438,7 +332,7 @@ class _Rank:
             state.put(kept)
         source, all_whole = whole_source(group, is_whole)
         if not all_whole:
-            _level(state, group, source)
+            level(state, group, source)
             self._guard.kept = None
         if self._writer is not None:
             self._writer.settle()
