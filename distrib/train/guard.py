@@ -51,14 +51,19 @@ class Guard:
         self.kept: Snapshot | None = None
         self._faults: Counter[int] = Counter()
 
+    @property
+    def compares(self) -> bool:
+        """Whether all ranks are known to hold the same before a checkpoint is written."""
+        return self._every_steps > 0
+
     def is_due(self, before: int, step: int) -> bool:
         """Whether one is due within the steps from ``before`` to ``step``, besides those before checkpoints."""
-        return self._every_steps > 0 and step // self._every_steps > before // self._every_steps
+        return self.compares and step // self._every_steps > before // self._every_steps
 
     def agree(self, group: Group, tensors: Mapping[str, Tensor], exponents: dict[str, Any], progress: Any) -> bool:
         """Collective: whether all ranks hold the same; if so it is kept. Raises WorldError on a rank that differs
         again and again."""
-        if self._every_steps == 0 or group.size == 1:
+        if not self.compares or group.size == 1:
             return True
         digest = weights_sha256(tensors)
         row = np.frombuffer(bytes.fromhex(digest), dtype=np.uint32).astype(np.float64)

@@ -235,7 +235,7 @@ class _Rank:
             self._environment = describe_environment(group.world, self._settled.manifest.sha256,
                                                      [ipex.PACKAGE] if train.ipex else [])
             warn_of_other_processors(self._environment, group, self._tell)
-        writers = self._share_writing(experiment, group)
+        writers = self._share_writing(group)
         self._part = PartWriter(self._run, writers) if writers.number > 0 else None
         if self._writer is not None:
             self._writer.writers = writers
@@ -250,16 +250,14 @@ class _Rank:
         self._writer = CheckpointWriter(self._run, experiment.checkpoint.keep_last, self._log.note,
                                         permitted=self._lease.is_ours, writers=writers)
 
-    def _share_writing(self, experiment: Experiment, group: Group) -> Writers:
+    def _share_writing(self, group: Group) -> Writers:
         """Collective: the first rank of each host writes, the leader as number 0; other ranks get a number below 0.
 
-        With ordinary sums the leader alone does: nothing makes sure there that all hold the same.
+        Without the guard the leader alone does: nothing makes sure then that the parts are of one state.
         """
         key = group.broadcast_bytes(secrets.token_bytes(8) if self._leads else None).hex()
         is_first = group.rows_of_all(np.array([float(group.world.local_rank == 0)]))[:, 0] > 0
-        ranks = [0, *(rank for rank in range(1, group.size) if is_first[rank])]
-        if experiment.train.reduction == "fast":
-            ranks = [0]
+        ranks = [0, *(rank for rank in range(1, group.size) if is_first[rank] and self._guard.compares)]
         return Writers(len(ranks), ranks.index(group.rank) if group.rank in ranks else -1, key)
 
     def _train_together(self, experiment: Experiment, group: Group, state: State, weights_K: Tensor | None,
