@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from digits import make_digits
 from timing import note, show
 
 MODES: dict[str, list[str]] = {
@@ -73,10 +74,7 @@ def main() -> None:
         folder = options.out or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "dataset").exists():
-            subprocess.run([sys.executable, ROOT / "examples/digits/make_digits.py", folder / "digits"], check=True)
-            run(sys.executable, "-m", "distrib", "prepare", folder / "digits/images", "--labels",
-                folder / "digits/labels.csv", "--image-column", "image", "--label-column", "label", "--out",
-                folder / "dataset", "--json")
+            make_digits(folder)
         for seed in range(options.seeds):
             for mode, found in accuracies.items():
                 found.append(measure(folder, mode, seed, options.overrides))

@@ -14,6 +14,18 @@ from distrib.entry import put, run_app, tell
 from distrib.errors import printable
 from distrib.verbs.answers import Json, answer
 from distrib.verbs.bench import bench
+from distrib.verbs.images import (
+    GroupColumn,
+    ImageColumn,
+    LabelColumn,
+    Labels,
+    OnBad,
+    ShardMb,
+    ShardSamples,
+    Source,
+    SplitColumn,
+    Workers,
+)
 from distrib.verbs.promote import promote
 from distrib.verbs.update import update
 
@@ -30,22 +42,22 @@ def group() -> None:
 
 @app.command()
 def prepare(
-    source: Annotated[Path, typer.Argument(help="A folder of class folders, or of images with --labels.")],
+    source: Source,
     out: Annotated[Path, typer.Option(help="The dataset's folder; must not exist yet.")],
-    labels: Annotated[Path | None, typer.Option(help="A CSV that names images and labels.")] = None,
-    image_column: Annotated[str | None, typer.Option(help="Column of the image's name.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
-    group_column: Annotated[str | None, typer.Option(help="Column of what no two splits may share: a patient.")] = None,
+    labels: Labels = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    group_column: GroupColumn = None,
     split: Annotated[str | None, typer.Option(help="Parts for train/val/test [0.8/0.1/0.1].")] = None,
-    split_column: Annotated[str | None, typer.Option(help="Column that says train, val or test.")] = None,
+    split_column: SplitColumn = None,
     resize: Annotated[int | None, typer.Option(help="Shrink the shorter side to this many pixels.")] = None,
     image_format: Annotated[str, typer.Option("--format", help="jpg, or png (lossless).")] = "jpg",
     quality: Annotated[int, typer.Option(help="JPEG quality of images that must be encoded anew.")] = 95,
     seed: Annotated[int, typer.Option(help="Seed of the split and of the order in the shards.")] = 0,
-    on_bad: Annotated[str, typer.Option(help="Images that can not be used: refuse, or skip and record.")] = "refuse",
-    shard_samples: Annotated[int, typer.Option(help="Most samples in a shard.")] = 1000,
-    shard_mb: Annotated[float, typer.Option(help="Most megabytes in a shard.")] = 64.0,
-    workers: Annotated[int | None, typer.Option(help="Processes that decode [all cores].")] = None,
+    on_bad: OnBad = "refuse",
+    shard_samples: ShardSamples = 1000,
+    shard_mb: ShardMb = 64.0,
+    workers: Workers = None,
     as_json: Json = False,
 ) -> None:
     """Decode, check, split and pack images into a dataset of shards."""
@@ -78,7 +90,7 @@ def adopt(
     group_field: Annotated[str | None, typer.Option(help="Field of the samples' JSON that holds the group.")] = None,
     class_names: Annotated[Path | None, typer.Option(help="A text file of class names, one a line.")] = None,
     on_bad: Annotated[str, typer.Option(help="Samples that can not be used: refuse, or skip and record.")] = "refuse",
-    workers: Annotated[int | None, typer.Option(help="Processes that decode [all cores].")] = None,
+    workers: Workers = None,
     as_json: Json = False,
 ) -> None:
     """Index shards that others made, in place: check every image, and write dataset.json beside them."""

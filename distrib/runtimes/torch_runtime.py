@@ -17,9 +17,7 @@ from distrib.scoring import Forward, Images, Logits
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The exported model's parameters and buffers, by its own names. Raises BundleError as `open_model`."""
-    check_archive(path)
-    with quiet():
-        state = torch.export.load(path).state_dict
+    state = _program(path).state_dict
     return {name.removeprefix("model."): tensor.detach() for name, tensor in state.items() if name.startswith("model.")}
 
 
@@ -29,9 +27,8 @@ def open_model(files: Sequence[Path], side: int | None, threads: int) -> Forward
     Raises BundleError for an archive that could do more than compute.
     """
     (path,) = files
-    check_archive(path)
     with quiet():
-        module = torch.export.load(path).module(check_guards=False)
+        module = _program(path).module(check_guards=False)
     local = threading.local()
 
     def forward(images_NHWC: Images) -> Logits:
@@ -43,3 +40,9 @@ def open_model(files: Sequence[Path], side: int | None, threads: int) -> Forward
         return logits_NK.numpy()  # type: ignore[no-any-return]
 
     return forward
+
+
+def _program(path: Path) -> torch.export.ExportedProgram:
+    check_archive(path)
+    with quiet():
+        return torch.export.load(path)

@@ -8,24 +8,36 @@ from typing import Annotated
 import typer
 
 from distrib.verbs.answers import Json, answer
+from distrib.verbs.images import (
+    GroupColumn,
+    ImageColumn,
+    LabelColumn,
+    Labels,
+    OnBad,
+    ShardMb,
+    ShardSamples,
+    Source,
+    SplitColumn,
+    Workers,
+)
 
 
 def update(
     dataset: Annotated[Path, typer.Argument(help="A dataset's folder; it stays as it is.")],
-    source: Annotated[Path, typer.Argument(help="A folder of class folders, or of images with --labels.")],
+    source: Source,
     out: Annotated[Path, typer.Option(help="The new version's folder; must not exist yet.")],
-    labels: Annotated[Path | None, typer.Option(help="A CSV that names images and labels.")] = None,
-    image_column: Annotated[str | None, typer.Option(help="Column of the image's name.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
-    group_column: Annotated[str | None, typer.Option(help="Column of what no two splits may share: a patient.")] = None,
+    labels: Labels = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    group_column: GroupColumn = None,
     split: Annotated[str | None, typer.Option(help="Parts for new groups, train/val/test [the dataset's].")] = None,
-    split_column: Annotated[str | None, typer.Option(help="Column that says train, val or test.")] = None,
+    split_column: SplitColumn = None,
     test: Annotated[str, typer.Option(help="The test split: keep it as it is, or let it grow.")] = "keep",
     new_classes: Annotated[bool, typer.Option("--new-classes", help="Append classes that are new.")] = False,
-    on_bad: Annotated[str, typer.Option(help="Images that can not be used: refuse, or skip and record.")] = "refuse",
-    shard_samples: Annotated[int, typer.Option(help="Most samples in a shard.")] = 1000,
-    shard_mb: Annotated[float, typer.Option(help="Most megabytes in a shard.")] = 64.0,
-    workers: Annotated[int | None, typer.Option(help="Processes that decode [all cores].")] = None,
+    on_bad: OnBad = "refuse",
+    shard_samples: ShardSamples = 1000,
+    shard_mb: ShardMb = 64.0,
+    workers: Workers = None,
     as_json: Json = False,
 ) -> None:
     """Add new images to a dataset, as new shards of a new version; old shards and splits stay."""
