@@ -15,13 +15,12 @@ import numpy as np
 from distrib.bundle import FormatName, LoadedBundle, load_bundle
 from distrib.config import Experiment
 from distrib.data.manifest import load_manifest
-from distrib.data.shards import ShardReader
 from distrib.data.transform import EvalTransform
 from distrib.decision import decide, softmax
 from distrib.documents import validate
 from distrib.errors import ConfigError, DistribError
 from distrib.runtimes.table import Runtime
-from distrib.scoring import Images
+from distrib.scoring import Images, spread_images
 
 _ROUNDS = 4
 _MOST_BATCH = 4096
@@ -88,14 +87,11 @@ def _images(loaded: LoadedBundle, wanted: int, tell: Callable[[str], None]) -> t
     try:
         data = validate(Experiment, loaded.bundle.experiment, f"{loaded.path}: experiment").data
         samples = load_manifest(data.dataset).samples("val")
-        chosen = np.linspace(0, len(samples) - 1, wanted).round().astype(int)  # repeated where there are too few
         transform = EvalTransform(side, loaded.bundle.preprocessing.eval_crop)
-        with ShardReader(data.dataset, samples) as reader:
-            images = [transform(reader.read(sample), reader.kind(sample)) for sample in map(int, chosen)]
-        return np.stack(images), "validation images"
-    except (DistribError, ValueError, IndexError) as error:
-        why = error.fact if isinstance(error, DistribError) else str(error)
-        tell(f"note: labels are compared on random pixels, since the dataset is not at hand ({why})")
+        _, images_NHWC = spread_images(data.dataset, samples, transform, wanted)
+        return np.resize(images_NHWC, (wanted, *images_NHWC.shape[1:])), "validation images"  # repeats too few
+    except DistribError as error:
+        tell(f"note: labels are compared on random pixels, since the dataset is not at hand ({error.fact})")
         return np.random.default_rng(0).integers(0, 256, (wanted, side, side, 3), dtype=np.uint8), "random images"
 
 

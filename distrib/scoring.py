@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,3 +122,16 @@ def _scored(forward: Forward, reader: ShardReader, transform: Transform, batches
         if computers is not None:
             computers.shutdown(wait=True, cancel_futures=True)
 
+
+def spread_images(folder: Path, samples: SplitSamples, transform: Transform,
+                  wanted: int) -> tuple[list[str], Images]:
+    """(keys, images_NHWC) of so many samples, or all, at equal distances over a split. Raises ShardError."""
+    chosen = np.unique(np.linspace(0, len(samples) - 1, min(wanted, len(samples))).round().astype(int))
+    images = []
+    with ShardReader(folder, samples) as reader:
+        for sample in map(int, chosen):
+            try:
+                images.append(transform(reader.read(sample), reader.kind(sample)))
+            except ValueError as error:
+                raise reader.error(sample, f"can not be decoded: {error}") from error
+    return [samples.keys[sample] for sample in chosen], np.stack(images)

@@ -45,7 +45,7 @@ from distrib.export.wishes import check_wishes
 from distrib.forward import torch_forward
 from distrib.rundir import RunDir
 from distrib.runtimes.table import one_by_one, open_files
-from distrib.scoring import Images, Logits, compute_threads, score_split
+from distrib.scoring import Images, Logits, compute_threads, score_split, spread_images
 from distrib.trained import Trained, load_trained
 
 Tell = Callable[[str], None]
@@ -132,17 +132,8 @@ def _fsync(path: Path) -> None:
 
 
 def _spread(trained: Trained, samples: SplitSamples, wanted: int) -> tuple[list[str], Images]:
-    """(keys, images_NHWC) of samples at equal distances over the split."""
-    chosen = np.unique(np.linspace(0, len(samples) - 1, min(wanted, len(samples))).round().astype(int))
-    transform = EvalTransform(trained.experiment.data.image_size, trained.experiment.data.eval_crop)
-    images = []
-    with ShardReader(trained.experiment.data.dataset, samples) as reader:
-        for sample in map(int, chosen):
-            try:
-                images.append(transform(reader.read(sample), reader.kind(sample)))
-            except ValueError as error:
-                raise reader.error(sample, f"can not be decoded: {error}") from error
-    return [samples.keys[sample] for sample in chosen], np.stack(images)
+    data = trained.experiment.data
+    return spread_images(data.dataset, samples, EvalTransform(data.image_size, data.eval_crop), wanted)
 
 
 def _gate(trained: Trained, files: dict[FormatName, tuple[Path, ...]], keys: Sequence[str], images_NHWC: Images,
