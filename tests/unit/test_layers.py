@@ -18,7 +18,7 @@ LAYERS = [
     {"verbs"},
     {"registry"},
     {"train", "export", "predict", "probe", "verify", "bench"},
-    {"evaluate"},
+    {"evaluate", "heatmap"},
     {"scoring", "forward", "metrics", "intervals", "decision", "bundle", "runtimes", "trained", "checkpoint",
      "checkpoint_parts", "checkpoint_writer", "elastic", "tensor_file"},
     {"data", "comm", "models"},
