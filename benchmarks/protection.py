@@ -4,8 +4,8 @@
 
 Trains the digits demo again and again. What checkpoints cost is measured within runs that write one every 40 steps: the
 20 steps behind one against the 20 after those, in turns, so that a checkpoint's whole cost falls on 20 steps. What
-recovery needs is measured in pairs of runs, bare and elastic with its guard every 50 steps (its default). Prints medians
-of ratios, with the quarters around them. Wants a quiet machine.
+recovery needs is measured in pairs of runs, bare and elastic with its guard every 50 steps (its default). Prints
+medians of ratios, with the quarters around them. Wants a quiet machine.
 """
 
 from __future__ import annotations
