@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distrib.data.decode import decode_rgb
-from distrib.data.ingest import MAX_PIXELS, MAX_SIDE, Canonical, IngestOptions, decode_canonical, ingest
+from distrib.data.ingest import Canonical, IngestOptions, decode_canonical, ingest
+from distrib.data.raw_image import MAX_PIXELS, MAX_SIDE
 from distrib.errors import ImageError
 
 PNG = IngestOptions(format="png")
