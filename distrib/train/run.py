@@ -33,7 +33,7 @@ from distrib.durable import replace_file
 from distrib.elastic.lease import Lease
 from distrib.elastic.link import Link
 from distrib.elastic.membership import NOTHING_YET, Position
-from distrib.errors import DistribError, WorldError, storage_errors
+from distrib.errors import DistribError, StorageError, WorldError, storage_errors
 from distrib.models.weights import set_training, weights_sha256
 from distrib.rundir import RunDir
 from distrib.train import ipex
@@ -95,7 +95,11 @@ def run_train(settled: Settled, world: World, tell: Tell, *, join: bool = False)
 def _train_elastically(rank: _Rank, link: Link, *, join: bool) -> dict[str, Any]:
     """Train in one view after another, until the run ends or this rank may not go on."""
     with rank:
-        group = link.join() if join else link.meet()
+        try:
+            group = link.join() if join else link.meet()
+        except StorageError as error:  # of the run's folder: whoever leads next would meet it too
+            link.tell_fault(error.one_line())
+            raise
         while True:
             try:
                 with group:
