@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from distrib.checkpoint import Checkpoint, checkpoint_paths, prune, seems_whole, write_checkpoint
 from distrib.checkpoint_parts import ALONE, Writers, write_all_parts
-from distrib.errors import CheckpointError, DistribError, StorageError, storage_errors
+from distrib.errors import CheckpointError, DistribError, StorageError, WorldError, storage_errors
 from distrib.rundir import RunDir
 
 
@@ -110,8 +110,8 @@ class CheckpointWriter:
             with storage_errors(f"the checkpoint of step {checkpoint.step} could not be written", ""):
                 _check_there(self._run)
                 if not self._permitted():
-                    raise CheckpointError(f"another training took over the run folder {self._run.root}",
-                                          "this one wrote nothing more into it", "let the other one go on")
+                    raise WorldError(f"another training took over the run folder {self._run.root}",
+                                     "this one wrote nothing more into it", "let the other one go on")
             writers = self.writers
             write_checkpoint(self._run, checkpoint,
                              lambda staging: write_all_parts(self._run, staging, checkpoint, writers))

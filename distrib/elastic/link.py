@@ -155,14 +155,17 @@ class Link:
     def _claim(self, epoch: int, is_over: bool) -> tuple[int, bool]:
         """See `distrib.elastic.members.Claim`."""
         if self._lease.token < 0 and self._lease.newest()[0] < 0:
-            raise StorageError(f"{self._world.host} does not see the run folder {self._run.root}, and the rank that "
-                               "wrote it is lost", "the run was ended; its checkpoints are whole",
-                               "keep the run folder on storage that all hosts share")
+            raise WorldError(f"{self._world.host} does not see the run folder {self._run.root}, and the rank that "
+                             "wrote it is lost", "this rank was ended; the run's checkpoints are whole",
+                             "keep the run folder on storage that all hosts share")
         if not is_over and not self._lease.is_unchanged():
             raise WorldError("the rank that leads the run goes on, and this one does not hear it",
                              "it was ended so that no two models are trained from one run",
                              "look at the network between the hosts")
-        is_ours = self._lease.claim(epoch)
+        try:
+            is_ours = self._lease.claim(epoch)
+        except StorageError as error:  # here; other hosts may reach the folder yet
+            raise WorldError(error.fact, "this rank, which was to lead the run, was ended", error.remedy) from error
         return self._lease.newest()[0], is_ours
 
     def _publish(self) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 from distrib.cli import main
@@ -35,4 +36,4 @@ def end_at(owner: type, name: str, after: bool) -> None:
 if __name__ == "__main__":
     if os.environ["RANK"] == os.environ["DIES_RANK"]:
         end_at(*POINTS[os.environ["DIES_AT"]])
-    main()
+    sys.exit(main())
