@@ -37,7 +37,7 @@ from launch.report import (
     tell_losses,
     tell_stop,
 )
-from launch.restarts import Outcome, may_go_better
+from launch.restarts import Outcome, found_fault, may_go_better
 
 STOPS = (*LOCAL_STOPS, signal.SIGUSR1)
 """Slurm's warning before the time limit is SIGUSR1."""
@@ -196,6 +196,9 @@ class _Watch:
             self._ask_to_end(now, 0.0)
         elif left := len(set(silent) - mute):
             for ending in self._losses.due(self._endings(), now):
+                if found_fault(ending):  # the others would wait for it in vain, or meet the same
+                    self._term_at = now
+                    return
                 host = self._hosts_of([ending.rank])[0]
                 print(tell_loss(self._whole(ending), host, left, self._folder.logs), file=sys.stderr, flush=True)
 

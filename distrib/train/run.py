@@ -17,11 +17,10 @@ from dataclasses import replace
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from distrib.checkpoint_parts import PartWriter, Writers
+from distrib.checkpoint_parts import PartWriter, Writers, remove_parts
 from distrib.checkpoint_writer import CheckpointWriter
 from distrib.comm.group import Group, can_be_elastic
 from distrib.config import Experiment
@@ -33,7 +32,7 @@ from distrib.durable import replace_file
 from distrib.elastic.lease import Lease
 from distrib.elastic.link import Link
 from distrib.elastic.membership import NOTHING_YET, Position
-from distrib.errors import DistribError, WorldError, storage_errors
+from distrib.errors import DistribError, StorageError, WorldError, storage_errors
 from distrib.models.weights import set_training, weights_sha256
 from distrib.rundir import RunDir
 from distrib.train import ipex
@@ -49,6 +48,7 @@ from distrib.train.optimise import (
     class_weights,
 )
 from distrib.train.paces import build_pace
+from distrib.train.places import places_of
 from distrib.train.reduction import Stop
 from distrib.train.reductions import build_reduction
 from distrib.train.settle import Settled
@@ -95,7 +95,11 @@ def run_train(settled: Settled, world: World, tell: Tell, *, join: bool = False)
 def _train_elastically(rank: _Rank, link: Link, *, join: bool) -> dict[str, Any]:
     """Train in one view after another, until the run ends or this rank may not go on."""
     with rank:
-        group = link.join() if join else link.meet()
+        try:
+            group = link.join() if join else link.meet()
+        except StorageError as error:  # of the run's folder: whoever leads next would meet it too
+            link.tell_fault(error.one_line())
+            raise
         while True:
             try:
                 with group:
@@ -210,6 +214,8 @@ class _Rank:
                 break
             gc.collect()  # an old DDP must not stay tied to the parameters
         group.all_reduce(torch.zeros(1))  # nobody leaves before the last checkpoint is written
+        if self._leads:
+            remove_parts(self._run)  # of hosts that were late
         return self._result(trainer.progress, trained, group)
 
     def _prepare(self, experiment: Experiment, group: Group) -> None:
@@ -256,9 +262,10 @@ class _Rank:
         Without the guard the leader alone does: nothing makes sure then that the parts are of one state.
         """
         key = group.broadcast_bytes(secrets.token_bytes(8) if self._leads else None).hex()
-        is_first = group.rows_of_all(np.array([float(group.world.local_rank == 0)]))[:, 0] > 0
-        ranks = [0, *(rank for rank in range(1, group.size) if is_first[rank] and self._guard.compares)]
-        return Writers(len(ranks), ranks.index(group.rank) if group.rank in ranks else -1, key)
+        places = places_of(group)
+        ranks = [0, *(rank for rank in range(1, group.size) if places[rank].node == rank and self._guard.compares)]
+        return Writers(len(ranks), ranks.index(group.rank) if group.rank in ranks else -1, key,
+                       tuple(places[rank].host for rank in ranks))
 
     def _train_together(self, experiment: Experiment, group: Group, state: State, weights_K: Tensor | None,
                         order: Order, validate: Validate | None) -> tuple[Trained, Trainer]:
