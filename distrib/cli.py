@@ -14,6 +14,7 @@ from distrib.entry import put, run_app, tell
 from distrib.errors import printable
 from distrib.verbs.answers import Json, answer
 from distrib.verbs.bench import bench
+from distrib.verbs.ensemble import ensemble
 from distrib.verbs.images import (
     GroupColumn,
     ImageColumn,
@@ -250,6 +251,7 @@ def backends(
 app.command()(update)
 app.command()(promote)
 app.command()(bench)
+app.command()(ensemble)
 
 
 def _terminate(number: int, _: FrameType | None) -> NoReturn:

@@ -18,6 +18,7 @@ from rich.table import Table
 from distrib.bundle import FILE_NAME as BUNDLE_NAME
 from distrib.bundle import LoadedBundle, load_bundle
 from distrib.config import Experiment
+from distrib.data.folds import fold_view
 from distrib.data.manifest import SPLITS, Manifest, Split, SplitSamples, load_manifest
 from distrib.data.shards import ShardReader
 from distrib.data.transform import EvalTransform
@@ -72,7 +73,8 @@ def run_evaluate(target: Path, *, data: Path | None = None, split: str = "test",
         folder = data or subject.experiment.data.dataset
         manifest = load_manifest(folder)
         check_classes(manifest, subject.classes, str(target))
-        samples = manifest.samples(_split(split))
+        data_config = subject.experiment.data
+        samples = (manifest if split == "test" else fold_view(manifest, data_config)).samples(_split(split))
         with ShardReader(folder, samples) as reader:
             logits_NK = score_split(
                 subject.forward, reader, samples, subject.transform, batch=subject.experiment.evaluate.batch,

@@ -17,6 +17,7 @@ LAYERS = [
     {"cli", "__main__"},
     {"verbs"},
     {"registry"},
+    {"ensemble"},
     {"train", "export", "predict", "probe", "verify", "bench"},
     {"evaluate", "heatmap"},
     {"scoring", "forward", "metrics", "intervals", "decision", "bundle", "runtimes", "trained", "checkpoint",
