@@ -73,7 +73,8 @@ def run_update(
     """Write the next version of DATASET, with the images of SOURCE, into OUT and return its report.
 
     Images are taken in as those of the dataset were, and with ``labels`` the same further columns are kept. ``split``
-    gives the parts for new groups; by default those that the dataset was prepared with. OUT appears by one rename; no byte of DATASET changes. Raises DistribError.
+    gives the parts for new groups; by default those that the dataset was prepared with. OUT appears by one rename; no
+    byte of DATASET changes. Raises DistribError.
     """
     old = load_manifest(dataset)
     options = validate(UpdateOptions, {

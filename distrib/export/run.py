@@ -14,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from distrib import __version__
 from distrib.bundle import (
     FILE_NAME,
     PREFERENCE,
@@ -29,6 +28,7 @@ from distrib.bundle import (
     describe_file,
     load_bundle,
 )
+from distrib.code import code_record
 from distrib.data.ingest import IngestOptions
 from distrib.data.manifest import Manifest, SplitSamples, load_manifest
 from distrib.data.shards import ShardReader
@@ -224,30 +224,12 @@ def _describe(trained: Trained, manifest: Manifest, files: dict[FormatName, tupl
         weights=Weights(sha256=trained.weights_sha256, step=trained.checkpoint.step,
                         kind="model" if trained.checkpoint.ema is None else "ema",
                         num_parameters=sum(parameter.numel() for parameter in trained.model.parameters())),
-        code={"distrib": __version__, "git": git_commit(Path(__file__).resolve().parents[2])},
+        code=code_record(),
         libraries={name: version for name in _PACKAGES if (version := _version(name)) is not None},
         experiment=trained.experiment.model_dump(mode="json"),
         parity=parity,
         gates=gates,
     )
-
-
-def git_commit(root: Path) -> str | None:
-    """The commit that a source tree has checked out, from git's own files; None outside a checkout."""
-    try:
-        git = root / ".git"
-        head = (git / "HEAD").read_text().strip()
-        if not head.startswith("ref: "):
-            return head
-        name = head.removeprefix("ref: ")
-        if (git / name).exists():
-            return (git / name).read_text().strip()
-        for line in (git / "packed-refs").read_text().splitlines():
-            if line.endswith(f" {name}"):
-                return line.split(" ")[0]
-    except (OSError, UnicodeDecodeError):
-        pass
-    return None
 
 
 def _version(package: str) -> str | None:

@@ -23,7 +23,7 @@ LAYERS = [
      "checkpoint_parts", "checkpoint_writer", "elastic", "tensor_file"},
     {"data", "comm", "models"},
     {"config", "rundir", "world"},
-    {"documents", "entry", "stdout"},
+    {"documents", "entry", "stdout", "code"},
     {"durable"},
     {"errors"},
 ]
