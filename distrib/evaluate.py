@@ -17,7 +17,7 @@ from rich.table import Table
 
 from distrib.bundle import FILE_NAME as BUNDLE_NAME
 from distrib.bundle import LoadedBundle, load_bundle
-from distrib.config import Experiment
+from distrib.config import EvaluateConfig, Experiment
 from distrib.data.manifest import SPLITS, Manifest, Split, SplitSamples, load_manifest
 from distrib.data.shards import ShardReader
 from distrib.data.transform import EvalTransform
@@ -121,12 +121,13 @@ def scored(target: Path, data: Path | None, split: str, *, runtime: str | None =
         yield Scored(target, subject, folder, manifest, samples, logits_NK)
 
 
-def judge(one: Scored) -> dict[str, Any]:
-    """What `evaluate --json` prints, without intervals."""
+def judge(one: Scored, config: EvaluateConfig | None = None) -> dict[str, Any]:
+    """What `evaluate --json` prints, without intervals; with another ``config`` than the subject's own."""
     # scikit-learn takes a second to import: mistakes are told before, and export has no need of it.
     from distrib.metrics import measure
 
-    subject, samples, config = one.subject, one.samples, one.subject.experiment.evaluate
+    subject, samples = one.subject, one.samples
+    config = config or subject.experiment.evaluate
     report = {
         "target": str(one.target), **subject.identity, "split": samples.split, "dataset": str(one.folder),
         "dataset_sha256": one.manifest.sha256, **measure(one.logits_NK, samples.labels, subject.classes, config,
@@ -205,6 +206,7 @@ def _of_bundle(loaded: LoadedBundle, model: Runtime) -> Subject:
         transform=EvalTransform(bundle.preprocessing.image_size, bundle.preprocessing.eval_crop),
         identity={"kind": "bundle", "runtime": model.name, "bundle_sha256": loaded.sha256,
                   "weights_sha256": bundle.weights.sha256, "step": bundle.weights.step,
+                  "num_parameters": bundle.weights.num_parameters,
                   "trained_on_sha256": bundle.dataset_sha256},
     )
 
@@ -224,6 +226,7 @@ def _of_run(target: Path, tell: Tell) -> Subject:
         transform=EvalTransform(data.image_size, data.eval_crop),
         identity={"kind": "run", "runtime": "torch fp32", "checkpoint": trained.checkpoint.path.name,
                   "weights_sha256": trained.weights_sha256, "step": trained.checkpoint.step,
+                  "num_parameters": sum(parameter.numel() for parameter in trained.model.parameters()),
                   "trained_on_sha256": trained.dataset_sha256},
     )
 
