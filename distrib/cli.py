@@ -28,6 +28,7 @@ from distrib.verbs.images import (
     Workers,
 )
 from distrib.verbs.promote import promote
+from distrib.verbs.report import report
 from distrib.verbs.update import update
 
 app = typer.Typer(
@@ -252,6 +253,7 @@ def backends(
 app.command()(update)
 app.command()(promote)
 app.command()(bench)
+app.command()(report)
 
 
 def _terminate(number: int, _: FrameType | None) -> NoReturn:

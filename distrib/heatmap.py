@@ -36,7 +36,8 @@ def occlusion_map(forward: Forward, image_HWC: Images, chosen: int, cells: int =
         covered[cell, rows[row]:rows[row + 1], columns[column]:columns[column + 1]] = colour
     probabilities_N = softmax(forward(covered))[:, chosen]
     falls_N = (probabilities_N[-1] - probabilities_N[:-1]).astype(np.float32)
-    return falls_N.reshape(cells, cells)
+    falls_CC: NDArray[np.float32] = falls_N.reshape(cells, cells)
+    return falls_CC
 
 
 def overlay(image_HWC: Images, falls_CC: NDArray[np.float32]) -> Images:

@@ -57,7 +57,8 @@ class Judged:
     @property
     def intervals(self) -> dict[str, Any]:
         """By metric; empty without resamples."""
-        return (self.report["intervals"] or {}).get("metrics", {})
+        metrics: dict[str, Any] = (self.report["intervals"] or {}).get("metrics", {})
+        return metrics
 
 
 def shown_classes(one: Scored, config: EvaluateConfig) -> list[int]:

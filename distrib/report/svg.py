@@ -247,8 +247,8 @@ def _drawn(frame: _Frame, line: Line, letter_at: float) -> Iterator[str]:
                f'stroke-linejoin="round"{dash}/>')
     longest = max(runs, key=len)
     if line.has_markers and longest:
-        at = longest if len(longest) <= _MARKED else _along(longest, [number / 5 for number in range(6)])
-        for left, top in at:
+        marked = longest if len(longest) <= _MARKED else list(_along(longest, [number / 5 for number in range(6)]))
+        for left, top in marked:
             yield _marker(style, left, top)
     if line.letter and longest:
         left, top = next(_along(longest, [letter_at]))
