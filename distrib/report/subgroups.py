@@ -18,6 +18,7 @@ from distrib.decision import Threshold
 from distrib.errors import ConfigError
 from distrib.intervals import bootstrap_intervals
 from distrib.metrics import Labels, measure
+from distrib.report.words import short
 
 MOST_LEVELS = 12
 FEW_SAMPLES, FEW_OF_A_CLASS, FEW_GROUPS = 50, 10, 10
@@ -127,7 +128,7 @@ def _warnings(num_samples: int, num_groups: int, support: Sequence[int], classes
     if num_groups < FEW_GROUPS:
         found.append(f"fewer than {FEW_GROUPS} groups")
     if len(classes) == 2:
-        found += [f"fewer than {FEW_OF_A_CLASS} of {name}" for name, count in zip(classes, support, strict=True)
+        found += [f"fewer than {FEW_OF_A_CLASS} of {short(name, 24)}" for name, count in zip(classes, support, strict=True)
                   if count < FEW_OF_A_CLASS]
     elif rare := sum(count < FEW_OF_A_CLASS for count in support):
         found.append(f"{rare} classes with fewer than {FEW_OF_A_CLASS}")

@@ -219,11 +219,11 @@ class _Frame:
 
     def axes(self, grid: bool = True) -> Iterator[str]:
         left, right, bottom = _LEFT, WIDTH - _RIGHT, HEIGHT - _BOTTOM
-        marks = ticks(self.x_axis.low, self.x_axis.high, 4)
+        marks = ticks(self.x_axis.low, self.x_axis.high)
         for mark in marks:
             yield _grid(self.x(mark), self.top, self.x(mark), bottom) if grid else ""
             yield _text(self.x(mark), bottom + 16, number_text(mark, marks[1] - marks[0]), "middle")
-        marks = ticks(self.y_axis.low, self.y_axis.high, 5)
+        marks = ticks(self.y_axis.low, self.y_axis.high)
         for mark in marks:
             yield _grid(left, self.y(mark), right, self.y(mark)) if grid else ""
             yield _text(left - 6, self.y(mark) + 4, number_text(mark, marks[1] - marks[0]), "end")
@@ -252,7 +252,7 @@ def _drawn(frame: _Frame, line: Line, letter_at: float) -> Iterator[str]:
             yield _marker(style, left, top)
     if line.letter and longest:
         left, top = next(_along(longest, [letter_at]))
-        yield (f'<text x="{left:.1f}" y="{top - 5:.1f}" text-anchor="middle" font-weight="bold" font-size="14" '
+        yield (f'<text x="{left:.1f}" y="{max(top - 5, frame.top + 11):.1f}" text-anchor="middle" font-weight="bold" font-size="14" '
                f'fill="{style.colour}" stroke="#FFFFFF" stroke-width="3.5" paint-order="stroke">'
                f'{_safe(line.letter)}</text>')
 

@@ -17,7 +17,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def signed(value: float | None, digits: int = 3) -> str:
-    return "-" if value is None else f"{value:+.{digits}f}"
+    return "-" if value is None else f"{round(value, digits) + 0.0:+.{digits}f}"  # + 0.0: no minus before zero
 
 
 def interval(one: dict[str, Any] | None, digits: int = 3, form: str = "{} to {}") -> str:
@@ -33,8 +33,8 @@ def with_interval(value: float | None, one: dict[str, Any] | None, digits: int =
 
 
 def short(text: str, most: int = 60) -> str:
-    """The end of a long text, which tells paths apart."""
-    return text if len(text) <= most else f"…{text[1 - most:]}"
+    """The beginning of a long text."""
+    return text if len(text) <= most else f"{text[:most - 1]}…"
 
 
 def markdown(text: str) -> str:
