@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from distrib import __version__
 from distrib.bundle import Bundle, Ensemble, FormatName, Gates, Parity, Preprocessing, Weights, describe_file
+from distrib.code import code_record
 from distrib.config import Experiment
 from distrib.data.folds import fold_view
 from distrib.data.ingest import IngestOptions
@@ -98,31 +98,13 @@ def describe(subject: Subject, files: dict[FormatName, tuple[Path, ...]], parity
         metrics={"val": validation} | metrics if validation else metrics,
         dataset_sha256=subject.manifest.sha256,
         weights=subject.weights,
-        code={"distrib": __version__, "git": git_commit(Path(__file__).resolve().parents[2])},
+        code=code_record(),
         libraries={name: version for name in _PACKAGES if (version := _version(name)) is not None},
         experiment=subject.experiment.model_dump(mode="json"),
         parity=parity,
         gates=gates,
         ensemble=subject.ensemble,
     )
-
-
-def git_commit(root: Path) -> str | None:
-    """The commit that a source tree has checked out, from git's own files; None outside a checkout."""
-    try:
-        git = root / ".git"
-        head = (git / "HEAD").read_text().strip()
-        if not head.startswith("ref: "):
-            return head
-        name = head.removeprefix("ref: ")
-        if (git / name).exists():
-            return (git / name).read_text().strip()
-        for line in (git / "packed-refs").read_text().splitlines():
-            if line.endswith(f" {name}"):
-                return line.split(" ")[0]
-    except (OSError, UnicodeDecodeError):
-        pass
-    return None
 
 
 def _version(package: str) -> str | None:
