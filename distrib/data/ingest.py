@@ -43,6 +43,9 @@ MAX_PIXELS = 178_956_970
 """Largest width times height of a source: Pillow's own limit for a decompression bomb (512 MiB of RGB)."""
 MAX_SIDE = 32_766
 """Largest width or height of a canonical image: what OpenCV can resample."""
+MAX_SCANS = 100
+"""Most passes over the pixels that a JPEG may ask for. Encoders make about ten; each costs as much as the image is large,
+however few bytes it takes, so thousands would keep a processor busy for minutes."""
 
 # Not EPS, PDF, WMF and the like: those start other programs.
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")
@@ -90,10 +93,13 @@ class _RefusedError(Exception):
         self.reason, self.remedy = reason, remedy
 
 
-def ingest(raw: bytes, name: str, options: IngestOptions) -> Canonical:
-    """Decode a raw image file once and make it canonical. Raises ImageError, whose fact begins with ``name``."""
+def ingest(raw: bytes, name: str, options: IngestOptions, max_pixels: int = MAX_PIXELS) -> Canonical:
+    """Decode a raw image file once and make it canonical. Raises ImageError, whose fact begins with ``name``.
+
+    ``max_pixels`` refuses more sources than `MAX_PIXELS` does, before anything is allocated for their pixels.
+    """
     try:
-        return _ingest(raw, options)
+        return _ingest(raw, options, max_pixels)
     except _RefusedError as error:
         remedy = error.remedy or "replace the file, or leave the image out"
         raise ImageError(f"{name} {error.reason}", "it was not used", remedy) from error
@@ -119,6 +125,7 @@ def _decode_canonical(raw: bytes) -> tuple[Literal["jpg", "png"], Pixels]:
         mode, orientation = _read_jpeg_header(raw)
         height, width = _jpeg_size(raw)
         _check_size(width, height)
+        _check_scans(raw)
         _check_side(width, height)
         if mode not in ("L", "RGB"):
             raise _RefusedError(f"is a JPEG of colour mode {mode}, not RGB or grey")
@@ -137,7 +144,7 @@ def _decode_canonical(raw: bytes) -> tuple[Literal["jpg", "png"], Pixels]:
             _check_side(*image.size)
             if image.has_transparency_data:
                 raise _RefusedError("is transparent in places")
-            if getattr(image, "n_frames", 1) > 1:
+            if getattr(image, "is_animated", False):
                 raise _RefusedError("is animated")
             if b"eXIf" in raw and _orientation(image) != 1:  # it decodes the image to look for EXIF at its end
                 raise _RefusedError(f"lies on its side: its EXIF orientation is {_orientation(image)}")
@@ -161,13 +168,14 @@ def _check_png(raw: bytes) -> None:
         position = end + 4
 
 
-def _ingest(raw: bytes, options: IngestOptions) -> Canonical:
+def _ingest(raw: bytes, options: IngestOptions, max_pixels: int) -> Canonical:
     if not raw:
         raise _RefusedError("is empty (0 bytes)")
     if raw.startswith(b"\xff\xd8"):
         mode, orientation = _read_jpeg_header(raw)
         height, width = _jpeg_size(raw)
-        _check_size(width, height)
+        _check_size(width, height, max_pixels)
+        _check_scans(raw)
         if mode in ("L", "RGB") and orientation == 1 and not _shrinks(width, height, options):
             _check_side(width, height)
             pixels = _decode_jpeg(raw, "GRAY" if mode == "L" else "RGB")
@@ -176,7 +184,7 @@ def _ingest(raw: bytes, options: IngestOptions) -> Canonical:
     else:
         if raw.startswith(_PNG):
             _check_png(raw)
-        pixels, orientation = _decode_with_pillow(raw)
+        pixels, orientation = _decode_with_pillow(raw, max_pixels)
         height, width = pixels.shape[:2]
     pixels = _upright(_resized(pixels, _target_size(width, height, options)), orientation)
     if orientation >= 5:
@@ -186,15 +194,22 @@ def _ingest(raw: bytes, options: IngestOptions) -> Canonical:
     return Canonical(content, options.format, pixels.shape[1], pixels.shape[0], width, height, pixels)
 
 
-def _check_size(width: int, height: int) -> None:
+def _check_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
     """Before anything is allocated for the pixels."""
     if width < 1 or height < 1:
         raise _RefusedError(f"says that it is {width}x{height} pixels large")
-    if width * height > MAX_PIXELS:
+    if width * height > min(max_pixels, MAX_PIXELS):
         raise _RefusedError(
-            f"says that it is {width}x{height} pixels large, more than the {MAX_PIXELS / 1e6:.0f} million accepted",
-            "make it smaller if it is real; it may be made to exhaust the memory",
+            f"says that it is {width}x{height} pixels large, more than the {min(max_pixels, MAX_PIXELS) / 1e6:.4g} "
+            "million accepted", "make it smaller if it is real; it may be made to exhaust the memory",
         )
+
+
+def _check_scans(raw: bytes) -> None:
+    """Of a JPEG. In pixel data the marker can not stand; a preview in its header may add one or two."""
+    if (scans := raw.count(b"\xff\xda")) > MAX_SCANS:
+        raise _RefusedError(f"is a JPEG of {scans} scans, more than the {MAX_SCANS} accepted",
+                            "save it anew if it is real; it may be made to keep the processor busy")
 
 
 def _check_side(width: int, height: int) -> None:
@@ -275,16 +290,16 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _decode_with_pillow(raw: bytes) -> tuple[Pixels, int]:
+def _decode_with_pillow(raw: bytes, max_pixels: int) -> tuple[Pixels, int]:
     """Pixels [H, W, 1 or 3] as stored, and the EXIF orientation still to be applied."""
     with _pillow_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with _open(raw) as image:
-            _check_size(*image.size)
+            _check_size(*image.size, max_pixels)
             try:
-                frames = getattr(image, "n_frames", 1)
-                if frames > 1:
-                    raise _RefusedError(f"holds {frames} frames or pages, not one image",
+                # Not n_frames: counting the pages of a TIFF made for it takes hours.
+                if getattr(image, "is_animated", False):
+                    raise _RefusedError("holds several frames or pages, not one image",
                                         "save the one you mean as an image of its own")
                 image.load()
                 orientation = _orientation(image)  # after load: Pillow has turned TIFFs itself by then
