@@ -44,8 +44,8 @@ MAX_PIXELS = 178_956_970
 MAX_SIDE = 32_766
 """Largest width or height of a canonical image: what OpenCV can resample."""
 MAX_SCANS = 100
-"""Most passes over the pixels that a JPEG may ask for. Encoders make about ten; each costs as much as the image is large,
-however few bytes it takes, so thousands would keep a processor busy for minutes."""
+"""Most passes over the pixels that a JPEG may ask for. Encoders make about ten; each costs as much as the image is
+large, however few bytes it takes, so thousands would keep a processor busy for minutes."""
 
 # Not EPS, PDF, WMF and the like: those start other programs.
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")

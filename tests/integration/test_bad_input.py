@@ -865,7 +865,7 @@ def test_the_page_has_these_cases_and_no_others() -> None:
 
 
 @pytest.mark.parametrize("words", ["distrib", "launch", *(f"distrib {verb}" for verb in (
-    "prepare", "adopt", "inspect", "train", "evaluate", "export", "predict", "update", "promote", "bench")),
+    "prepare", "adopt", "inspect", "train", "evaluate", "export", "predict", "update", "promote", "bench", "serve")),
     "launch run", "launch plan"])
 def test_help_is_for_the_asking(words: str, tmp_path: Path) -> None:
     for option in ("--help", "-h"):

@@ -396,7 +396,7 @@ def test_a_source_may_have_as_many_pixels_as_is_said() -> None:
     width, height = scene().shape[1], scene().shape[0]
     assert ingest(raw, "x", IngestOptions(), width * height).width == width
     for kind in ("PNG", "JPEG"):
-        with pytest.raises(ImageError, match="more than the .* million accepted"):
+        with pytest.raises(ImageError, match=r"more than the .* million accepted"):
             ingest(encoded(Image.fromarray(scene()), kind), "x", IngestOptions(), width * height - 1)
 
 
