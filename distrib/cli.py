@@ -30,6 +30,7 @@ from distrib.verbs.images import (
 )
 from distrib.verbs.promote import promote
 from distrib.verbs.report import report
+from distrib.verbs.serve import serve
 from distrib.verbs.update import update
 
 app = typer.Typer(
@@ -256,6 +257,7 @@ app.command()(promote)
 app.command()(bench)
 app.command()(ensemble)
 app.command()(report)
+app.command()(serve)
 
 
 def _terminate(number: int, _: FrameType | None) -> NoReturn:

@@ -398,7 +398,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("a JPEG that is cut off", PREPARE, "damaged JPEG", both(write(X, encoded()), cut(X, 0.9))),
         Case("a PNG with a flipped bit", PREPARE, "checksum", both(write(X, encoded("PNG")), flip(X))),
         Case("a decompression bomb", PREPARE, "million", write(X, BOMB)),
-        Case("an animation", PREPARE, "2 frames", animation),
+        Case("an animation", PREPARE, "several frames", animation),
         Case("an image of a format that is not read", PREPARE, "x.heic", write("photos/cat/x.heic", b"ftypheic")),
         Case("an SVG", PREPARE, "x.svg", write("photos/cat/x.svg", "<svg/>")),
         Case("a named pipe", PREPARE, "regular file", fifo(X)),
@@ -865,7 +865,7 @@ def test_the_page_has_these_cases_and_no_others() -> None:
 
 
 @pytest.mark.parametrize("words", ["distrib", "launch", *(f"distrib {verb}" for verb in (
-    "prepare", "adopt", "inspect", "train", "evaluate", "export", "predict", "update", "promote", "bench")),
+    "prepare", "adopt", "inspect", "train", "evaluate", "export", "predict", "update", "promote", "bench", "serve")),
     "launch run", "launch plan"])
 def test_help_is_for_the_asking(words: str, tmp_path: Path) -> None:
     for option in ("--help", "-h"):
