@@ -27,6 +27,7 @@ from distrib.verbs.images import (
     Workers,
 )
 from distrib.verbs.promote import promote
+from distrib.verbs.tune import tune
 from distrib.verbs.update import update
 
 app = typer.Typer(
@@ -250,6 +251,7 @@ def backends(
 app.command()(update)
 app.command()(promote)
 app.command()(bench)
+app.command()(tune)
 
 
 def _terminate(number: int, _: FrameType | None) -> NoReturn:

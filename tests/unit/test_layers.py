@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = [
     {"cli", "__main__"},
     {"verbs"},
-    {"registry"},
+    {"registry", "tune"},
     {"train", "export", "predict", "probe", "verify", "bench"},
     {"evaluate", "heatmap"},
     {"scoring", "forward", "metrics", "intervals", "decision", "bundle", "runtimes", "trained", "checkpoint",
