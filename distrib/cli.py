@@ -31,6 +31,7 @@ from distrib.verbs.images import (
 from distrib.verbs.promote import promote
 from distrib.verbs.report import report
 from distrib.verbs.serve import serve
+from distrib.verbs.tune import tune
 from distrib.verbs.update import update
 
 app = typer.Typer(
@@ -258,6 +259,7 @@ app.command()(bench)
 app.command()(ensemble)
 app.command()(report)
 app.command()(serve)
+app.command()(tune)
 
 
 def _terminate(number: int, _: FrameType | None) -> NoReturn:

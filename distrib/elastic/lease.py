@@ -43,7 +43,9 @@ def is_gone(identity: dict[str, Any]) -> bool | None:
     if not mine["boot"] or any(mine[name] != identity.get(name) for name in ("boot", "namespace")):
         return None
     try:
-        return bool(psutil.Process(int(identity["pid"])).create_time() != identity["started"])
+        process = psutil.Process(int(identity["pid"]))
+        # One that nobody has waited for writes no more; where process 1 does not, as in many containers, it stays.
+        return bool(process.create_time() != identity["started"] or process.status() == psutil.STATUS_ZOMBIE)
     except (psutil.NoSuchProcess, KeyError, ValueError):
         return True
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = [
     {"cli", "__main__"},
     {"verbs"},
-    {"registry", "serve"},
+    {"registry", "serve", "tune"},
     {"ensemble"},
     {"train", "export", "predict", "probe", "verify", "bench", "report"},
     {"evaluate", "heatmap"},
