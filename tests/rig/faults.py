@@ -223,6 +223,14 @@ def terminate(world: World) -> None:
     world.wait()
 
 
+def ask_to_end(rank: int) -> Callable[[World], None]:
+    """As when one node is preempted: that rank ends, and the others go on."""
+    def act(world: World) -> None:
+        world.signal(signal.SIGTERM, rank)
+        assert world.ranks[rank].wait(60.0) == 128 + signal.SIGTERM
+    return act
+
+
 def kill_all_and_damage(damage: Callable[[Path], None]) -> Callable[[World], None]:
     """All ranks die, and a file of the newest checkpoint is not what was written."""
     def act(world: World) -> None:
@@ -315,6 +323,8 @@ FAULTS = [
     Fault("the disk is full for a while", fill_disk, where="disk", overrides=("checkpoint.every_steps=5",),
           says="could not be written"),
     Fault("all ranks get SIGTERM", terminate, again=True, lost=(0, 1, 2)),
+    Fault("a rank gets SIGTERM", ask_to_end(1), lost=(1,)),
+    Fault("rank 0 gets SIGTERM", ask_to_end(0), lost=(0,)),
     Fault("all die, a byte of the newest checkpoint flips", kill_all_and_damage(flip_byte), again=True, lost=(0, 1, 2),
           overrides=("checkpoint.every_steps=10",), says="is damaged", most_done_again=30),
     Fault("all die, the newest checkpoint is cut short", kill_all_and_damage(cut_short), again=True, lost=(0, 1, 2),
