@@ -240,7 +240,9 @@ class _Rank:
         group.all_reduce(torch.zeros(1))  # nobody leaves before the last checkpoint is written
         if self._leads:
             remove_parts(self._run)  # of hosts that were late
-        return self._result(trainer.progress, trained, group)
+        result = self._result(trainer.progress, trained, group)
+        group.all_reduce(torch.zeros(1))  # nor before the result is: if its writer is lost another one writes it
+        return result
 
     def _prepare(self, experiment: Experiment, group: Group) -> None:
         """Collective: give every rank of the view the same state."""
