@@ -156,8 +156,8 @@ class _Watch:
                 say("some processes can not be killed: they hang in the kernel, perhaps on a file server that is gone")
                 break
             self._advance(now, running)
-            self._wait(min(self._term_at, self._kill_at, self._leave_at, self._losses.due_at(),
-                           *self._join_at.values()) - time.monotonic())
+            self._wait(min(min(self._term_at, self._kill_at, self._leave_at, self._losses.due_at(),
+                               *self._join_at.values()) - time.monotonic(), self._output.pass_on()))
         self._wait(0.0)  # a stop that came at the very end
         self._output.drain(self._selector)
         endings = list(self._endings.values())
@@ -168,6 +168,8 @@ class _Watch:
         if self._is_elastic and any(ending.code == 0 for ending in endings):
             self._tell(tell_losses(self._losses.fates(endings)))
             if (speaker := self._losses.speaker(endings)) is not None:
+                self._output.follow_others()
+                self._output.pass_on()
                 self._output.stand_in(speaker)
             return Outcome(0)
         self._tell_failure()
@@ -227,6 +229,8 @@ class _Watch:
                 return
             whole = replace(ending, tail=self._output.tail_of(ending.rank))
             self._tell([tell_loss(whole, self._plan.ranks[ending.rank].host, left, self._output.folder)])
+            if ending.rank == 0:
+                self._output.follow_others()
             in_vain = came_back and ending.code > 0
             if (may_come_back(ending) and not in_vain
                     and (pause := self._restarts.pause_s(now - self._began)) is not None):

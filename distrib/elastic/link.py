@@ -36,12 +36,15 @@ class Link:
     ``lease`` is the run's; rank 0 holds it from the start, others take it when they lead.
     """
 
-    def __init__(self, world: World, comm: CommConfig, run: RunDir, lease: Lease, tell: Callable[[str], None]) -> None:
+    def __init__(self, world: World, comm: CommConfig, run: RunDir, lease: Lease, tell: Callable[[str], None],
+                 most: int) -> None:
+        """``most``: see `Members`."""
+        self._most = most
         self._comm, self._run, self._lease, self._tell = comm, run, lease, tell
         self._timeout = datetime.timedelta(seconds=comm.timeout_s)
         self._world = world
         self._backend: str = comm.backend
-        self._tries, self._position = 0, NOTHING_YET
+        self._tries, self._position, self._leaves = 0, NOTHING_YET, False
         self.last: Regrouped | None = None
         """How the present view came about; None: it is the first."""
         self.members: Members | None = None
@@ -50,7 +53,7 @@ class Link:
         """The first view, or the next one if somebody is lost or does not come. Collective. Raises WorldError."""
         world = self._world
         self.members = Members(world.host, own_address(world.master_addr), self._comm.silence_s,
-                               self._comm.timeout_s)
+                               self._comm.timeout_s, self._most)
         try:
             with no_meeting(world):
                 store = open_store(world, self._timeout)
@@ -69,7 +72,7 @@ class Link:
             if not self.members.alarm.wait(ALARM_S):
                 raise
             return self.regroup(NOTHING_YET)
-        self._publish()
+        self._publish()  # if not done with the choice
         return group
 
     def join(self) -> Group:
@@ -85,8 +88,11 @@ class Link:
         if first is None:
             raise WorldError("the run has no members", "this rank did not join")
         self.members = Members(self._world.host, own_address(first.address), self._comm.silence_s,
-                               self._comm.timeout_s)
+                               self._comm.timeout_s, self._most)
         self.members.join(places, secret)
+        if len(places) >= self._most:
+            self._tell(f"{_count(len(places), 'rank')} for train.lanes = {self._most}: this one waits until one of "
+                       "them is lost")
         return self.regroup(NOTHING_YET)
 
     def regroup(self, position: Position) -> Group:
@@ -136,20 +142,26 @@ class Link:
         if self.members is not None:
             self.members.tell_fault(f"rank {self._world.rank} on {self._world.host}: {fault}")
 
+    def leave(self) -> None:
+        """This rank alone ends; the others go on as soon as its connections are closed."""
+        self._leaves = True
+
     def __enter__(self) -> Link:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         if self.members is not None:
-            if kind is None:
+            if kind is None and not self._leaves:
                 self.members.finish()
             self.members.close()
 
     def _group(self, store: object) -> Group:
         assert self.members is not None
         group = Group(self._world, self._backend, self._comm.timeout_s, Meeting(store, self.members.check))
-        self._backend = group.backend  # chosen once
+        if self._backend != group.backend:
+            self._backend = group.backend  # chosen once, for who joins too
+            self._publish()
         return group
 
     def _claim(self, epoch: int, is_over: bool) -> tuple[int, bool]:

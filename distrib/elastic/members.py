@@ -68,7 +68,9 @@ class Members:
     ``alarm`` is set when the view is over and training must stop at the next step boundary.
     """
 
-    def __init__(self, host: str, address: str, silence_s: float, start_s: float) -> None:
+    def __init__(self, host: str, address: str, silence_s: float, start_s: float, most: int) -> None:
+        """``most``: so many members there may be; who comes then waits until one is lost."""
+        self._most = most
         self.alarm = threading.Event()
         self._silence_s, self._patience_s = silence_s, max(start_s, silence_s)
         self._changed = threading.Condition()
@@ -162,7 +164,7 @@ class Members:
     @property
     def someone_waits(self) -> bool:
         """Whether somebody asks to join: the leader then ends the view at the next step boundary."""
-        return any(peer.is_joining for peer in self._wire.peers)
+        return len(self._known.view.members) < self._most and any(peer.is_joining for peer in self._wire.peers)
 
     def check(self) -> None:
         """Raise ViewEndedError if the view is over."""
@@ -268,7 +270,8 @@ class Members:
                 self._known = self._known.pass_over(epoch)
                 self._tell()
                 return
-            joining = [peer for peer in self._wire.peers if peer.is_joining]
+            room = max(0, self._most - len(decision.live))
+            joining = [peer for peer in self._wire.peers if peer.is_joining][:room]
             view = next_view(known.view, decision.live, len(joining))
             new = dict(zip(range(known.view.next_member, view.next_member), joining, strict=True))
             reports = {**known.reports, known.me: known.report}

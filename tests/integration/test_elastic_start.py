@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import EXPERIMENT, Start
-from tests.rig.faults import World
+from tests.rig.faults import World, ends
 
 STEPS = ("--set", "train.steps=12", "--set", "comm.silence_s=2", "--set", "comm.timeout_s=8")
-EARLY = (sys.executable, "-m", "tests.rig.early")
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +29,10 @@ def digest(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     ("before it tells where it is", "gloo"), ("before it calls anyone", "gloo"),
     pytest.param("after it called the first", "gloo", marks=pytest.mark.soak), ("when all are connected", "auto")])
 def test_the_others_begin_without_a_rank_that_ended_before_all_met(
-        experiment: Path, tmp_path: Path, digest: str, point: str, backend: str,
-        monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DIES_RANK", "2")
-    monkeypatch.setenv("DIES_AT", point)
+        experiment: Path, tmp_path: Path, digest: str, point: str, backend: str) -> None:
     run = tmp_path / "run"
-    with World(run, 3, [experiment, *STEPS, "--set", f"comm.backend={backend}"], program=EARLY) as world:
+    with World(run, 3, [experiment, *STEPS, "--set", f"comm.backend={backend}"],
+               program=ends(2, point)) as world:
         assert world.wait() == [0, 0, 9], world.errors()
         errors = world.errors()
     assert json.loads((run / "result.json").read_text())["weights_sha256"] == digest
@@ -44,11 +41,8 @@ def test_the_others_begin_without_a_rank_that_ended_before_all_met(
     assert f"lost: 1 rank (number 2{where}); 2 ranks go on\n" in errors
 
 
-def test_without_rank_0_the_others_end_with_its_name(experiment: Path, tmp_path: Path,
-                                                     monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DIES_RANK", "0")
-    monkeypatch.setenv("DIES_AT", "before it tells where it is")
-    with World(tmp_path / "run", 2, [experiment, *STEPS], program=EARLY) as world:
+def test_without_rank_0_the_others_end_with_its_name(experiment: Path, tmp_path: Path) -> None:
+    with World(tmp_path / "run", 2, [experiment, *STEPS], program=ends(0, "before it tells where it is")) as world:
         assert world.wait() == [9, 2]
         errors = world.errors()
     assert "rank 0 at 127.0.0.1, port" in errors

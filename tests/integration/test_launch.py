@@ -461,6 +461,8 @@ def test_an_elastic_training_loses_a_rank_and_nothing_else(start: Start, experim
     out, told = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, told
     assert "rank 0 (was killed by SIGKILL)" in told
+    assert "[rank 1] lost: 1 rank (number 0" in told  # who speaks for all after rank 0 is heard too
+    assert "[rank 1] step 20/20" in told
     digest = json.loads(alone)["weights_sha256"]
     assert json.loads((run / "result.json").read_text())["weights_sha256"] == digest, err
     assert json.loads(out)["weights_sha256"] == digest
