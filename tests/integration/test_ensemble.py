@@ -151,6 +151,9 @@ def test_folds_are_cut_as_the_experiment_says(place: Path, tmp_path: Path) -> No
     right = sum(one["accuracy"] * one["num_samples"] for one in own if one["threshold"] is None)
     plain = sum(one["by_largest_probability"]["accuracy"] * one["num_samples"] for one in own if one["threshold"])
     assert record["value"] == pytest.approx((right + plain) / 130)  # a temperature changes no label
+    told: list[str] = []
+    run_evaluate(tmp_path / "bundle", split="val", bootstrap=0, tell=told.append)
+    assert any("trained on these samples" in line for line in told)
     manifest = load_manifest(place / "blind")
     assert len(seen_by(manifest, "val", 1).images) == 90
     assert len(seen_by(manifest, "val", 1, in_folds=True).images) == 130
