@@ -153,7 +153,7 @@ def ranks_of(log_odds_N: Floats) -> Ranks:
     """The quantiles of these answers; answers that are equal share the middle of their ranks."""
     num_levels = min(len(log_odds_N), _LEVELS)
     levels_J = (np.arange(num_levels) + 0.5) / num_levels
-    knots_J = np.quantile(log_odds_N, levels_J)
+    knots_J = np.quantile(log_odds_N, levels_J, method="hazen")  # whose levels these are
     unique_J, place = np.unique(knots_J, return_inverse=True)
     shared_J = np.bincount(place, levels_J) / np.bincount(place)
     if len(unique_J) == 1:  # it answers the same to all

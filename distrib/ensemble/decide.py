@@ -11,6 +11,7 @@ import numpy as np
 from distrib.config import EvaluateConfig
 from distrib.decision import Threshold, positive_index, softmax
 from distrib.ensemble.combine import (
+    HOTTEST,
     Ranks,
     Score,
     calibrated,
@@ -64,7 +65,7 @@ def decide_on_split(logits_MVNK: Floats, labels_N: Labels, classes: Sequence[str
     if wishes.combine == "rank":
         if positive is None:
             raise ConfigError(f"--combine rank, and there are {len(classes)} classes", "nothing was combined",
-                              "rank means are for two classes, where one number ranks the samples; take mean or weights")
+                              "rank means are for two classes, where one number ranks the samples; take another")
         ranks = [ranks_of(log_odds_of(logits_VNK, positive).ravel()) for logits_VNK in logits_MVNK]
         votes_MNK = np.stack([rank_votes(log_odds_of(logits_VNK, positive), rank, positive)
                               for logits_VNK, rank in zip(logits_MVNK, ranks, strict=True)])
@@ -135,8 +136,8 @@ def _probabilities(logits_MVNK: Floats) -> Floats:
 def _temperature(logits_NK: Floats, labels_N: Labels) -> tuple[float, list[str]]:
     found = fit_temperature(logits_NK, labels_N)
     if found is None:
-        return 1.0, ["note: no temperature is best on these samples (all labels are right, or nearly none), so "
-                     "probabilities are left as they are"]
+        return 1.0, [f"note: no temperature from {1 / HOTTEST:g} to {HOTTEST:g} is best on these samples, as when all "
+                     "labels are right; probabilities are left as they are"]
     return found, []
 
 

@@ -33,8 +33,8 @@ class HeldOut:
     """What the ensemble is chosen on, or as much of that as there is."""
 
     kind: Literal["split", "out_of_fold"]
-    """split: the manifest's validation split, which no member was trained on. out_of_fold: each member has a fold of its
-    own and has seen those of the others."""
+    """split: the manifest's validation split, which no member was trained on. out_of_fold: each member has a fold of
+    its own and has seen those of the others."""
     manifest: Manifest
     """Without the test split: whoever asks for it meets a ManifestError."""
     data: DataConfig
@@ -95,7 +95,8 @@ def find_held_out(members: Sequence[Trained]) -> HeldOut:
                           "data.fold_seed), or runs that share a validation split")
     if warm := next((member for member in members if member.experiment.model.start is not None), None):
         raise ConfigError(f"{warm.run.root} began with the weights of another run, which may have seen its fold",
-                          _NOTHING, "train the folds from nothing, or with data.fold_over = train and a validation split")
+                          _NOTHING,
+                          "train the folds from nothing, or with data.fold_over = train and a validation split")
     return HeldOut("out_of_fold", manifest, whole)
 
 
@@ -124,7 +125,7 @@ def answers(modules: Sequence[nn.Module], tta: str, samples: SplitSamples, exper
     def forward(images_NHWC: Images) -> Logits:
         with torch.inference_mode():
             views = views_of(torch.from_numpy(images_NHWC), tta)
-            parts = [module(views).reshape(num_views, len(images_NHWC), num_classes) for module in modules]
+            parts = [torch.stack([module(view) for view in views]) for module in modules]
             columns: Logits = torch.stack(parts).permute(2, 0, 1, 3).reshape(len(images_NHWC), -1).numpy()
         return columns
 

@@ -16,10 +16,9 @@ VIEWS: dict[str, tuple[tuple[int, ...], ...]] = {
 """Axes of images_NHWC that each view is flipped along; the same views as `predict --tta`."""
 
 
-def views_of(images_NHWC: Tensor, tta: str) -> Tensor:
-    """All views of all images, [V * N, S, S, 3], view after view."""
-    views = [torch.flip(images_NHWC, axes) if axes else images_NHWC for axes in VIEWS[tta]]
-    return torch.cat(views) if len(views) > 1 else images_NHWC
+def views_of(images_NHWC: Tensor, tta: str) -> list[Tensor]:
+    """Every view of all images."""
+    return [torch.flip(images_NHWC, axes) if axes else images_NHWC for axes in VIEWS[tta]]
 
 
 def area_weights(large: int, small: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
@@ -53,10 +52,16 @@ class Ranking(nn.Module):
     widths_J: Tensor
     rises_J: Tensor
     lowest: Tensor
+    sign_K: Tensor
+    base_K: Tensor
 
     def __init__(self, ranks: Ranks, positive: int) -> None:
         super().__init__()
         self.positive = positive
+        sign_K, base_K = torch.full((2,), -1.0), torch.ones(2)
+        sign_K[positive], base_K[positive] = 1, 0
+        self.register_buffer("sign_K", sign_K)
+        self.register_buffer("base_K", base_K)
         for name, values in (("begins_J", ranks.knots_J[:-1]), ("widths_J", np.diff(ranks.knots_J)),
                              ("rises_J", np.diff(ranks.levels_J)), ("lowest", ranks.levels_J[:1])):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32))
@@ -64,9 +69,8 @@ class Ranking(nn.Module):
     def forward(self, logits_NK: Tensor) -> Tensor:
         log_odds_N = logits_NK[:, self.positive] - logits_NK[:, 1 - self.positive]
         inside_NJ = ((log_odds_N[:, None] - self.begins_J) / self.widths_J).clamp(0, 1)
-        rank_N = self.lowest + (inside_NJ * self.rises_J).sum(dim=1)
-        columns = (rank_N, 1 - rank_N) if self.positive == 0 else (1 - rank_N, rank_N)
-        return torch.stack(columns, dim=1)
+        rank_N1 = self.lowest + (inside_NJ * self.rises_J).sum(dim=1, keepdim=True)
+        return self.base_K + self.sign_K * rank_N1
 
 
 class EnsembleModel(nn.Module):
@@ -76,7 +80,7 @@ class EnsembleModel(nn.Module):
     divides the members' logits, ``temperature`` the combination's; ``offset`` is added to the class ``positive``.
     """
 
-    weights_M11: Tensor
+    weights_M1: Tensor
     offset_K: Tensor
 
     def __init__(self, members: Sequence[nn.Module], weights_M: Sequence[float], tta: str, *, num_classes: int,
@@ -89,17 +93,21 @@ class EnsembleModel(nn.Module):
         offset_K = torch.zeros(num_classes)
         if positive is not None:
             offset_K[positive] = offset
-        self.register_buffer("weights_M11", torch.tensor(weights_M, dtype=torch.float32).view(-1, 1, 1))
+        self.register_buffer("weights_M1", torch.tensor(weights_M, dtype=torch.float32).view(-1, 1))
         self.register_buffer("offset_K", offset_K)
 
     def forward(self, images_NHWC: Tensor) -> Tensor:
         views = views_of(images_NHWC, self.tta)
-        votes = []
-        for number, member in enumerate(self.members):
-            logits_XK = member(views)
-            vote_XK = (self.rankings[number](logits_XK) if self.rankings is not None
-                       else torch.softmax(logits_XK / self.member_t, dim=1))
-            votes.append(vote_XK.reshape(len(VIEWS[self.tta]), images_NHWC.shape[0], -1).mean(dim=0))
-        mean_NK = (torch.stack(votes) * self.weights_M11).sum(dim=0)
+        # Stacked behind the batch, whose size is not known when this is traced: so no stride depends on it.
+        votes = [torch.stack([self._vote(number, view) for view in views], dim=1).mean(dim=1)
+                 for number in range(len(self.members))]
+        mean_NK = (torch.stack(votes, dim=1) * self.weights_M1).sum(dim=1)
         logits_NK = torch.log(mean_NK.clamp_min(LEAST_VOTE))
         return torch.log_softmax(logits_NK / self.temperature + self.offset_K, dim=1)
+
+    def _vote(self, number: int, images_NHWC: Tensor) -> Tensor:
+        logits_NK = self.members[number](images_NHWC)
+        if self.rankings is not None:
+            vote_NK: Tensor = self.rankings[number](logits_NK)
+            return vote_NK
+        return torch.softmax(logits_NK / self.member_t, dim=1)

@@ -340,6 +340,8 @@ BY_TABLE = f"{PREPARE} --labels labels.csv --image-column image --label-column l
 TRAIN = "distrib train experiment.yaml --run new"
 GO_ON = "distrib train --run run"
 UPDATE = "distrib update data more --out new"
+ENSEMBLE = "distrib ensemble run run --out new"
+FOLDS = "distrib ensemble experiment.yaml --out new"
 PROMOTE = "distrib promote bundle --registry new --data data"
 EVALUATE = "distrib evaluate run"
 EXPORT = "distrib export run --out new"
@@ -652,6 +654,27 @@ CASES: dict[str, tuple[Case, ...]] = {
              both(split_otherwise, removed("data"))),
         Case("nothing to go back to", "distrib promote --registry new --rollback", "is no registry"),
     ),
+    "ensemble": (
+        Case("one run alone", "distrib ensemble run --out new", "alone is no ensemble"),
+        Case("no run", "distrib ensemble run data --out new", "is no run"),
+        Case("the same run twice", ENSEMBLE, "the same weights"),
+        Case("a choice on the test", f"{ENSEMBLE} --split test", "never chosen on the test split"),
+        Case("a choice on what was trained on", f"{ENSEMBLE} --split train", "no split to choose on"),
+        Case("an unknown way to combine", f"{ENSEMBLE} --combine median", "--combine 'median' is unknown"),
+        Case("an unknown way to select", f"{ENSEMBLE} --select best", "--select 'best' is unknown"),
+        Case("unknown views", f"{ENSEMBLE} --tta crops", "--tta 'crops' is unknown"),
+        Case("an unknown calibration", f"{ENSEMBLE} --calibrate isotonic", "--calibrate 'isotonic' is unknown"),
+        Case("an unknown metric", f"{ENSEMBLE} --metric beauty", "--metric 'beauty' is unknown"),
+        Case("the bundle's folder is not empty", "distrib ensemble run run --out data", "exists already"),
+        Case("keys for runs that are trained", f"{ENSEMBLE} --set seed=1", "--set is for --folds"),
+        Case("one fold", f"{FOLDS} --folds 1", "--folds 1 is below 2"),
+        Case("more folds than groups", f"{FOLDS} --folds 60", "too few groups"),
+        Case("runs and folds", "distrib ensemble run run --folds 3 --out new", "name one experiment"),
+        Case("under a launcher", ENSEMBLE, "was started as 2 ranks",
+             environment={"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}),
+        Case("a run that does not say which fold", f"{TRAIN} --set data.folds=3", "which to validate on"),
+        Case("a fold that there is not", f"{TRAIN} --set data.folds=3 --set data.fold=3", "count from 0"),
+    ),
     "launch": (
         Case("no arguments", "launch", "missing command"),
         Case("no such cluster file", "launch run nowhere.yaml -- true", "can not be read"),
@@ -865,7 +888,8 @@ def test_the_page_has_these_cases_and_no_others() -> None:
 
 
 @pytest.mark.parametrize("words", ["distrib", "launch", *(f"distrib {verb}" for verb in (
-    "prepare", "adopt", "inspect", "train", "evaluate", "export", "predict", "update", "promote", "bench", "serve")),
+    "prepare", "adopt", "inspect", "train", "evaluate", "export", "predict", "update", "promote", "bench", "ensemble",
+    "report", "serve", "tune")),
     "launch run", "launch plan"])
 def test_help_is_for_the_asking(words: str, tmp_path: Path) -> None:
     for option in ("--help", "-h"):
