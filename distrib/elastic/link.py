@@ -6,9 +6,10 @@ import datetime
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import TracebackType
+from typing import Any
 
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
@@ -43,6 +44,8 @@ class Link:
         self.last: Regrouped | None = None
         """How the present view came about; None: it is the first."""
         self.members: Members | None = None
+        self.changes: list[dict[str, Any]] = []
+        """Of the leader: what became of the members since it was read last, for the log: ranks, lost, joined."""
 
     def meet(self) -> Group:
         """The first view. Collective. Raises WorldError."""
@@ -88,9 +91,10 @@ class Link:
             if self._tries > MOST_TRIES:
                 raise WorldError(f"the ranks came together {MOST_TRIES} times without getting a step further",
                                  "the run was ended", "look at the network and at the ranks' own messages")
+            before = self.members.places
             self.last = self.members.regroup(position, self._claim, self._comm.timeout_s)
             self._world = self._world_of(self.last)
-            self._tell_lost(self.last)
+            self._tell_lost(self.last, before)
             try:
                 self._publish()
                 address, port = self.last.store
@@ -176,14 +180,19 @@ class Link:
                        local_size=len(here), master_addr=regrouped.store[0], master_port=regrouped.store[1],
                        store_is_hosted=False)
 
-    def _tell_lost(self, regrouped: Regrouped) -> None:
+    def _tell_lost(self, regrouped: Regrouped, before: Mapping[int, Place]) -> None:
         if not self.is_leader:
             return
+        new = [member for member, position in regrouped.positions.items() if position == NOTHING_YET]
+        self.changes.append({
+            "ranks": len(regrouped.view.members),
+            "lost": [{"number": one, "host": before[one].host if one in before else None} for one in regrouped.lost],
+            "joined": [{"number": one, "host": regrouped.places[one].host} for one in new],
+        })
         if regrouped.lost:
             self._tell(f"lost: {_count(len(regrouped.lost), 'rank')} ({_numbers(regrouped.lost)}); "
                        f"{_count(len(regrouped.view.members), 'rank')} {'go' if self._world.size > 1 else 'goes'} on "
                        f"from step {max(regrouped.positions.values()).step}")
-        new = [member for member, position in regrouped.positions.items() if position == NOTHING_YET]
         if new and len(new) < len(regrouped.view.members):
             self._tell(f"joined: {_count(len(new), 'rank')} ({_numbers(new)}); now "
                        f"{_count(len(regrouped.view.members), 'rank')}")
