@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from types import TracebackType
+from typing import Any
 
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
@@ -48,6 +49,8 @@ class Link:
         self.last: Regrouped | None = None
         """How the present view came about; None: it is the first."""
         self.members: Members | None = None
+        self.changes: list[dict[str, Any]] = []
+        """Of the leader: what became of the members since it was read last, for the log: ranks, lost, joined."""
 
     def meet(self) -> Group:
         """The first view, or the next one if somebody is lost or does not come. Collective. Raises WorldError."""
@@ -207,10 +210,15 @@ class Link:
         if not self.is_leader:
             return
         size, step = len(regrouped.view.members), max(regrouped.positions.values()).step
+        new = [member for member, position in regrouped.positions.items() if position == NOTHING_YET]
+        self.changes.append({
+            "ranks": size,
+            "lost": [{"number": one, "host": before[one].host if one in before else None} for one in regrouped.lost],
+            "joined": [{"number": one, "host": regrouped.places[one].host} for one in new],
+        })
         if regrouped.lost:
             self._tell(f"lost: {_named(regrouped.lost, before)}; {_count(size, 'rank')} {'go' if size > 1 else 'goes'} "
                        + (f"on from step {step}" if step >= 0 else "on"))
-        new = [member for member, position in regrouped.positions.items() if position == NOTHING_YET]
         if new and len(new) < size:
             self._tell(f"joined: {_named(new, regrouped.places)}; now {_count(size, 'rank')}")
 

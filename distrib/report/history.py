@@ -52,11 +52,24 @@ class Rank:
 
 
 @dataclass(frozen=True)
+class Change:
+    """Ranks of an elastic run that were lost, or that joined."""
+
+    after_step: int
+    ranks: int
+    """From then on."""
+    lost: tuple[str, ...]
+    joined: tuple[str, ...]
+    """"number N on HOST" each."""
+
+
+@dataclass(frozen=True)
 class History:
     steps: tuple[dict[str, float], ...]
     """step, loss, step_s, images_per_s and `PARTS`; not a number where it was not recorded."""
     validations: tuple[tuple[int, dict[str, Any]], ...]
     slow: tuple[SlowRank, ...]
+    changes: tuple[Change, ...]
     nodes: tuple[Node, ...]
     ranks: tuple[Rank, ...]
     starts: tuple[Mapping[str, Any], ...]
@@ -69,6 +82,7 @@ def read_history(run: RunDir) -> History:
     steps: dict[int, dict[str, float]] = {}
     validations: dict[int, dict[str, Any]] = {}
     slow: list[SlowRank] = []
+    changes: list[Change] = []
     nodes: dict[str, list[dict[str, Any]]] = defaultdict(list)
     looks: list[dict[str, Any]] = []
     diverged_at = None
@@ -91,6 +105,9 @@ def read_history(run: RunDir) -> History:
         elif event == "slow_rank_ended":
             slow = [_ended(one, step) if one.rank == record.get("rank") and one.until_step is None else one
                     for one in slow]
+        elif event == "members":
+            changes.append(Change(step, int(_number(record.get("ranks"), 0)), _who(record.get("lost")),
+                                  _who(record.get("joined"))))
         elif event == "diverged":
             diverged_at = step
     environment = RunFile(run.environment, _CONSEQUENCE)
@@ -100,7 +117,7 @@ def read_history(run: RunDir) -> History:
             raise environment.damaged(f"line {number} does not tell its step")
         starts.append(record)
     return History(tuple(steps[step] for step in sorted(steps)), tuple(sorted(validations.items())), tuple(slow),
-                   tuple(_node(host, nodes[host]) for host in sorted(nodes)), tuple(_ranks(looks)),
+                   tuple(changes), tuple(_node(host, nodes[host]) for host in sorted(nodes)), tuple(_ranks(looks)),
                    tuple(history(starts)), diverged_at)
 
 
@@ -157,8 +174,14 @@ def _ranks(looks: Sequence[Mapping[str, Any]]) -> list[Rank]:
             for rank, pairs in sorted(by_rank.items())]
 
 
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+def _who(value: Any) -> tuple[str, ...]:
+    members = value if isinstance(value, list) else []
+    return tuple(f"number {one.get('number')} on {one.get('host') or 'an unknown host'}"
+                 for one in members if isinstance(one, dict))
+
+
+def _number(value: Any, without: float = math.nan) -> float:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else without
 
 
 def _mean(values: Sequence[float]) -> float:

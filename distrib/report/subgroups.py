@@ -128,8 +128,8 @@ def _warnings(num_samples: int, num_groups: int, support: Sequence[int], classes
     if num_groups < FEW_GROUPS:
         found.append(f"fewer than {FEW_GROUPS} groups")
     if len(classes) == 2:
-        found += [f"fewer than {FEW_OF_A_CLASS} of {short(name, 24)}" for name, count in zip(classes, support, strict=True)
-                  if count < FEW_OF_A_CLASS]
+        found += [f"fewer than {FEW_OF_A_CLASS} of {short(name, 24)}"
+                  for name, count in zip(classes, support, strict=True) if count < FEW_OF_A_CLASS]
     elif rare := sum(count < FEW_OF_A_CLASS for count in support):
         found.append(f"{rare} classes with fewer than {FEW_OF_A_CLASS}")
     return found

@@ -252,7 +252,8 @@ def _drawn(frame: _Frame, line: Line, letter_at: float) -> Iterator[str]:
             yield _marker(style, left, top)
     if line.letter and longest:
         left, top = next(_along(longest, [letter_at]))
-        yield (f'<text x="{left:.1f}" y="{max(top - 5, frame.top + 11):.1f}" text-anchor="middle" font-weight="bold" font-size="14" '
+        top = max(top - 5, frame.top + 11)
+        yield (f'<text x="{left:.1f}" y="{top:.1f}" text-anchor="middle" font-weight="bold" font-size="14" '
                f'fill="{style.colour}" stroke="#FFFFFF" stroke-width="3.5" paint-order="stroke">'
                f'{_safe(line.letter)}</text>')
 

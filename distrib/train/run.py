@@ -271,16 +271,25 @@ class _Rank:
         self._part = PartWriter(self._run, writers) if writers.number > 0 else None
         if self._writer is not None:
             self._writer.writers = writers
-        if not self._leads or self._log is not None:
+        if not self._leads:
             return
         step = state.progress.step
+        if self._log is not None:
+            self._log_members(self._log, step)
+            return
         _begin(self._run, experiment, self._settled.manifest, self._tell)
         for difference in record_environment(self._run, self._environment, step):
             self._tell(f"warning: the last bits may differ from an undisturbed run's: {difference}")
         self._log = self._written.enter_context(
             RunLog(self._run, first_step=step, total_steps=total_steps(experiment, len(self._samples))))
+        self._log_members(self._log, step)
         self._writer = CheckpointWriter(self._run, experiment.checkpoint.keep_last, self._log.note,
                                         permitted=self._lease.is_ours, writers=writers)
+
+    def _log_members(self, log: RunLog, step: int) -> None:
+        """Who was lost and who joined before the step after this one."""
+        while self._link is not None and self._link.changes:
+            log.event("members", step, **self._link.changes.pop(0))
 
     def _share_writing(self, group: Group) -> Writers:
         """Collective: the first rank of each host writes, the leader as number 0; other ranks get a number below 0.

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from distrib.comm.table import backend_module
+from distrib.report.history import read_history
+from distrib.rundir import RunDir
 from tests.conftest import EXPERIMENT
 from tests.rig.faults import FAULTS, LAUNCHED, Fault, Outcome, run_fault, run_storm
 from tests.rig.launched import LAUNCHERS, launched
@@ -55,6 +57,10 @@ def test_the_model_is_that_of_an_undisturbed_run(undisturbed: tuple[Path, str], 
         pytest.skip(lack)
     experiment, digest = undisturbed
     check(fault, digest, run_fault(fault, experiment, tmp_path / "run", backend, OVERRIDES))
+    if fault.lost and not fault.again and fault.where == "here":
+        told = {who.split()[1] for change in read_history(RunDir(tmp_path / "run")).changes for who in change.lost}
+        assert told
+        assert told <= set(map(str, fault.lost))
 
 
 def check(fault: Fault, digest: str, outcome: Outcome) -> None:
