@@ -328,11 +328,14 @@ class HeldLease:
         self._lease.release()
 
 
-def taken_port(here: Path) -> Held:
-    server = socket.socket()
-    server.bind(("127.0.0.1", 29177))
-    server.listen()
-    return server
+def taken(port: int) -> Make:
+    def make(here: Path) -> Held:
+        server = socket.socket()
+        server.bind(("127.0.0.1", port))
+        server.listen()
+        return server
+
+    return make
 
 
 PREPARE = "distrib prepare photos --out new"
@@ -675,6 +678,21 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("a run that does not say which fold", f"{TRAIN} --set data.folds=3", "which to validate on"),
         Case("a fold that there is not", f"{TRAIN} --set data.folds=3 --set data.fold=3", "count from 0"),
     ),
+    "serve": (
+        Case("no bundle", "distrib serve", "missing argument"),
+        Case("a run, not a bundle", "distrib serve run", "is no bundle"),
+        Case("a damaged bundle", "distrib serve bundle", "digest", flip("bundle/*.onnx")),
+        Case("a format that is not in the bundle", "distrib serve bundle --port 0 --runtime onnx-int8", "no format"),
+        Case("a port that is taken", "distrib serve bundle --port 29176", "in use", taken(29176)),
+        Case("a port that is none", "distrib serve bundle --port 123456", "--port"),
+        Case("a host that is not there", "distrib serve bundle --host nowhere.invalid", "nowhere.invalid"),
+        Case("an address of another machine", "distrib serve bundle --host 192.0.2.1", "assign"),
+        Case("no image fits", "distrib serve bundle --max-mb 0", "--max-mb"),
+        Case("images of more pixels than can be read", "distrib serve bundle --max-pixels 500", "--max-pixels"),
+        Case("a rate below 0", "distrib serve bundle --rate=-1", "--rate"),
+        Case("a rate of nan", "distrib serve bundle --rate nan", "--rate"),
+        Case("no queue", "distrib serve bundle --queue 0", "--queue"),
+    ),
     "launch": (
         Case("no arguments", "launch", "missing command"),
         Case("no such cluster file", "launch run nowhere.yaml -- true", "can not be read"),
@@ -712,7 +730,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("nowhere to meet", TRAIN, "MASTER_ADDR", environment={"RANK": "0", "WORLD_SIZE": "2"}),
         Case("a port that is none", TRAIN, "MASTER_PORT", environment={
             "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "123456"}),
-        Case("a port that is taken", TRAIN, "29177", taken_port, environment={
+        Case("a port that is taken", TRAIN, "29177", taken(29177), environment={
             "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29177"}),
         Case("a host that is not there", f"{TRAIN} --set comm.timeout_s=2", "nowhere.invalid", environment={
             "RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "nowhere.invalid", "MASTER_PORT": "29178"}),

@@ -87,7 +87,8 @@ def test_answers_are_those_of_predict_to_the_last_bit(served: Served, bundle: Pa
         raw = image.read_bytes()
         bare = answer(served, "/v1/predict", raw, PNG)
         in_a_form = answer(served, "/v1/predict", form(raw), {"Content-Type": "multipart/form-data; boundary=xyz"})
-        assert bare == in_a_form == {name: expected[name] for name in ("label", "threshold", "probabilities", "runtime")}
+        wanted = {name: expected[name] for name in ("label", "threshold", "probabilities", "runtime")}
+        assert bare == in_a_form == wanted
     labels = Counter(entry["label"] for entry in run_predict(bundle, images))
     assert len(labels) == 2
 
@@ -276,7 +277,8 @@ def test_ctrl_c_ends_it_and_a_wide_address_is_told(bundle: Path, place: Path) ->
 
 
 def test_requests_that_end_early_leave_nothing_behind(served: Served) -> None:
-    head = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 10000000\r\n\r\n"
+    head = (b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+            b"Content-Length: 10000000\r\n\r\n")
     threads = threading.active_count()
     for _ in range(20):
         with socket.create_connection(("127.0.0.1", served.port), timeout=30) as connection:

@@ -161,14 +161,14 @@ def damaged() -> list[Upload]:
     uploads = []
     for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000"):
         whole = encoded(kind)
-        for part in (0.02, 0.1, 0.3, 0.5, 0.7, 0.9):
-            uploads.append(Upload(f"a {kind} cut off at {part:g}", f"image/{kind.lower()}", whole[:int(len(whole) * part)]))
+        uploads += [Upload(f"a {kind} cut off at {part:g}", f"image/{kind.lower()}", whole[:int(len(whole) * part)])
+                    for part in (0.02, 0.1, 0.3, 0.5, 0.7, 0.9)]
     rng = np.random.default_rng(5)
     for number, kind in enumerate(["PNG"] * 15 + ["JPEG"] * 15 + ["GIF", "BMP", "TIFF", "WEBP", "JPEG2000"] * 5):
         garbage = rng.bytes(int(rng.integers(10, 5000)))
         uploads.append(Upload(f"random bytes {number} behind {kind}'s first", "image/png", encoded(kind)[:8] + garbage))
-    for number in range(24):
-        uploads.append(Upload(f"random bytes {number}", "application/octet-stream", b"\x01" + rng.bytes(1 + 97 * number)))
+    uploads += [Upload(f"random bytes {number}", "application/octet-stream", b"\x01" + rng.bytes(1 + 97 * number))
+                for number in range(24)]
     for number in range(10):
         raw = bytearray(encoded("PNG", number=number))
         raw[60 + 7 * number] ^= 1 << (number % 8)

@@ -100,15 +100,14 @@ def test_the_queue_is_bounded_and_the_background_goes_last() -> None:
     done: list[str] = []
     background = [workers.submit(lambda: done.append("background"), background=True) for _ in range(5)]
     jobs = [workers.submit(lambda: done.append("job")) for _ in range(2)]
-    assert workers.full
-    assert workers.waiting == 2
+    assert (workers.full, workers.waiting) == (True, 2)
     with pytest.raises(QueueFullError):
         workers.submit(lambda: None)
     go.set()
     for future in (*jobs, *background):
         future.result(10)
     assert done == ["job"] * 2 + ["background"] * 5
-    assert not workers.full
+    assert (workers.full, workers.waiting) == (False, 0)
     assert set(busy) == {1}
     workers.close()
 
@@ -238,7 +237,8 @@ def test_the_counts_as_prometheus_reads_them() -> None:
 
 def test_names_that_are_answered_to() -> None:
     assert allowed_hosts("0.0.0.0", False, []) is None
-    assert allowed_hosts("127.0.0.1", True, ["Scan.Example"]) == {"localhost", "127.0.0.1", "[::1]", "scan.example"}
+    own = {"localhost", "127.0.0.1", "[::1]"}
+    assert set(allowed_hosts("127.0.0.1", True, ["Scan.Example"]) or ()) == {*own, "scan.example"}
     assert "[::2]" in (allowed_hosts("::2", False, ["x"]) or ())
     for text, name in (("LocalHost:80", "localhost"), ("[::1]:80", "[::1]"), ("[::1]", "[::1]"), ("a.b.", "a.b")):
         assert host_name(text) == name
