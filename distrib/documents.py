@@ -52,11 +52,16 @@ class _Loader(yaml.SafeLoader):
                                        node.start_mark) from error
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$"),
-    list("-+0123456789."),
-)
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes texts which `_Loader` would take for numbers."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$"),
+        list("-+0123456789."),
+    )
 
 _Document = TypeVar("_Document", bound=Section)
 
@@ -73,6 +78,12 @@ def parse_yaml(text: str, where: str) -> Any:
                           "correct that line") from error
     except RecursionError as error:
         raise ConfigError(f"{where} is nested too deeply", "nothing was started", "flatten it") from error
+
+
+def to_yaml(document: dict[str, Any]) -> bytes:
+    """A document as `read_yaml` reads it back."""
+    text: str = yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text.encode()
 
 
 def read_yaml(path: Path, kind: str) -> dict[str, Any]:

@@ -8,12 +8,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import yaml
 from optuna import Study as OptunaStudy
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
-from distrib.documents import with_values
+from distrib.documents import to_yaml, with_values
 from distrib.durable import replace_file
 from distrib.errors import printable, storage_errors
 from distrib.tune.draw import as_drawn
@@ -69,7 +68,7 @@ def best_trial(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
 def importances(study: OptunaStudy, trials: Sequence[FrozenTrial]) -> dict[str, float]:
     """How much each key mattered for being among the best complete trials, by PED-ANOVA; they add up to 1.
 
-    Empty with too few complete trials, or if as good as all are among the best. Source: Watanabe, Bansal, Hutter, IJCAI 2023.
+    Empty with too few complete trials, or if all are as good as the best. Source: Watanabe, Bansal, Hutter, IJCAI 2023.
     """
     complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
     scores = sorted((trial.value or 0.0 for trial in complete), reverse=True)
@@ -97,7 +96,7 @@ def write_best(study: OptunaStudy, plan: Plan, folder: StudyDir) -> None:
 
 def experiment_text(plan: Plan, values: dict[str, Any]) -> bytes:
     """A trial's experiment as YAML: the base's keys, with these values."""
-    return yaml.safe_dump(with_values(plan.document, values), sort_keys=False, allow_unicode=True).encode()
+    return to_yaml(with_values(plan.document, values))
 
 
 def report_lines(report: dict[str, Any]) -> Iterator[str]:

@@ -7,6 +7,7 @@ folder; who sees to it is in a lease. So each of them may be killed at any time.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -47,13 +48,10 @@ def run_tune(plan: Plan, tell: Tell, *, host: str, at_once: int, worker: bool) -
     folder, storage_name = StudyDir(plan.folder), plan.study.storage
     shown = describe(storage_name)
     with storage_trouble(storage_name, folder.journal), _stop_requests() as stop_wanted:
-        with storage_errors(f"the study's folder {folder.root} could not be written", "nothing was started"):
-            for path in (folder.root, folder.experiment(0).parent, folder.log(0).parent):
-                path.mkdir(parents=True, exist_ok=True)
         claims = Claims(host, plan.base.comm.silence_s)
-        with claims.held(folder.lock):
-            identity = settle_study(folder, plan, shown)
+        with _begun(folder), claims.held(folder.lock):
             storage = open_storage(storage_name, folder.journal)
+            identity = settle_study(folder, plan, shown)
             study = _open_study(plan, storage, identity, shown)
             replace_file(folder.cluster, b"launcher: local\n")
         session = _Session(plan, folder, study, storage, claims, tell, at_once)
@@ -62,6 +60,20 @@ def run_tune(plan: Plan, tell: Tell, *, host: str, at_once: int, worker: bool) -
         report = describe_study(study, plan, folder)
     _refuse_if_all_failed(report)
     return {**report, "signal": stop_wanted()}
+
+
+@contextlib.contextmanager
+def _begun(folder: StudyDir) -> Iterator[None]:
+    """Make a study's folders; those of one that could not be begun are removed. Raises StorageError."""
+    made = not folder.root.exists()
+    with storage_errors(f"the study's folder {folder.root} could not be written", "nothing was started"):
+        for path in (folder.root, folder.experiment(0).parent, folder.log(0).parent):
+            path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        if made and not folder.document.exists():
+            shutil.rmtree(folder.root, ignore_errors=True)
 
 
 def read_report(plan: Plan) -> dict[str, Any]:

@@ -303,6 +303,11 @@ def only_train(here: Path) -> None:
     resealed("whole/dataset.json", keep)(here)
 
 
+def study(keys: str, more: str = "") -> Make:
+    """A study of these keys."""
+    return write("study.yaml", f"experiment: experiment.yaml\nkeys: {{{keys}}}\n{more}")
+
+
 def weights_of_another_model(here: Path) -> None:
     from safetensors.numpy import save_file
 
@@ -345,6 +350,7 @@ GO_ON = "distrib train --run run"
 UPDATE = "distrib update data more --out new"
 ENSEMBLE = "distrib ensemble run run --out new"
 FOLDS = "distrib ensemble experiment.yaml --out new"
+TUNE = "distrib tune study.yaml --folder new"
 PROMOTE = "distrib promote bundle --registry new --data data"
 EVALUATE = "distrib evaluate run"
 EXPORT = "distrib export run --out new"
@@ -639,6 +645,34 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("a run that began otherwise", f"{GO_ON} --from bundle", "was begun without --from"),
         Case("a mixture of one version", f"{TRAIN} --set data.new_ratio=0.5", "nothing to mix"),
         Case("a mixture of new images alone", f"{TRAIN} --set data.new_ratio=1", "less than 1"),
+    ),
+    "tune": (
+        Case("no such file", "distrib tune none.yaml", "can not be read"),
+        Case("an experiment, not a study", "distrib tune experiment.yaml", "unknown key 'data'"),
+        Case("no such experiment", TUNE, "can not be read", write("study.yaml", "experiment: none.yaml\nkeys: {seed: "
+                                                                  "{choices: [1]}}")),
+        Case("no keys", TUNE, "'keys' is missing", write("study.yaml", "experiment: experiment.yaml\n")),
+        Case("an unknown key", TUNE, "did you mean 'lr'", study("train.lrr: {low: 0.1, high: 1.0}")),
+        Case("a range beyond a key's bounds", TUNE, "train.lr = 0", study("train.lr: {low: 0.0, high: 1.0}")),
+        Case("low above high", TUNE, "must be less than high", study("train.lr: {low: 1.0, high: 0.1}")),
+        Case("a logarithm of zero", TUNE, "above 0", study("train.weight_decay: {low: 0.0, high: 0.1, log: true}")),
+        Case("a range of what is no number", TUNE, "takes no numbers", study("data.augment.hflip: {low: 0, high: 1}")),
+        Case("values that do not go together", TUNE, "must divide", study(
+            "train.lanes: {choices: [1, 3]}, train.global_batch: {choices: [8, 9]}")),
+        Case("a condition on what does not vary", TUNE, "does not vary", study(
+            "train.momentum: {low: 0.5, high: 0.9, when: {train.optimizer: sgd}}")),
+        Case("conditions in a circle", TUNE, "leads back to itself", study(
+            "seed: {choices: [1], when: {train.lr: 1}}, train.lr: {choices: [1], when: {seed: 1}}")),
+        Case("to vary how trials are judged", TUNE, "judged in the same way", study(
+            "evaluate.metric: {choices: [loss, auroc]}")),
+        Case("data without a validation split", f"{TUNE} --set data.dataset=whole", "no 'val' split", both(
+            only_train, study("seed: {choices: [1, 2]}"))),
+        Case("a storage that is no URL", TUNE, "neither journal nor", study("seed: {choices: [1, 2]}", "storage: here")),
+        Case("a database that is not there", TUNE, "does not work", study(
+            "seed: {choices: [1, 2]}", "storage: sqlite:////no/such/folder/trials.db")),
+        Case("a database without its driver", TUNE, "is not installed", study(
+            "seed: {choices: [1, 2]}", "storage: mysql://me:secret@host/trials")),
+        Case("to show a study that was not begun", f"{TUNE} --show", "is no study", study("seed: {choices: [1, 2]}")),
     ),
     "promote": (
         Case("nothing to do", "distrib promote --registry new", "one of CANDIDATE"),

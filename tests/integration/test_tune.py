@@ -123,7 +123,8 @@ def test_killed_trials_a_killed_study_and_both_go_on(studied: Callable[..., Stud
     number = next(number for number in (0, 1) if number not in whole)
     known = len(study.starts(number))
     until(lambda: len(study.starts(number)) > known and study.is_under_way(number), "it goes on, and saves")
-    for process in (second, *trainings(study.folder)):
+    second.kill()
+    for process in trainings(study.folder):
         process.kill()
     second.communicate()
     until(lambda: not trainings(study.folder), "all are dead")

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 
 READY_S = 30.0
+OWNER = "postgres"
+"""Who the server runs as, where this process is root."""
 TOOLS = ("initdb", "postgres", "psql")
 
 
@@ -20,19 +22,14 @@ def why_not() -> str | None:
     missing = [name for name in TOOLS if _tool(name) is None]
     if missing:
         return f"{', '.join(missing)} missing (apt-get install postgresql)"
-    if os.geteuid() == 0 and _user() is None:
-        return "PostgreSQL does not run as root, and there is no user postgres"
+    if os.geteuid() == 0 and OWNER not in [entry.pw_name for entry in pwd.getpwall()]:
+        return f"PostgreSQL does not run as root, and there is no user {OWNER}"
     return None
 
 
 def _tool(name: str) -> str | None:
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     return next((str(folder / name) for folder in folders if (folder / name).exists()), shutil.which(name))
-
-
-def _user() -> str | None:
-    """Who the server runs as, where this process is root."""
-    return next((entry.pw_name for entry in pwd.getpwall() if entry.pw_name == "postgres"), None)
 
 
 class Postgres:
@@ -55,8 +52,9 @@ class Postgres:
             secret.write_text(self._password)
             data.mkdir()
             if os.geteuid() == 0:
+                owner = pwd.getpwnam(OWNER).pw_uid
                 for path in (self.folder, data, secret):
-                    shutil.chown(path, _user())
+                    os.chown(path, owner, -1)
             self._run("initdb", "-D", str(data), "--username=tuner", f"--pwfile={secret}", "--auth=scram-sha-256",
                       "--no-sync", "--locale=C", "--encoding=UTF8")
             words = self._words("postgres", "-D", str(data), "-k", str(self.folder), "-h", "", "-c", "fsync=off",
@@ -81,8 +79,8 @@ class Postgres:
     def _words(self, name: str, *arguments: str) -> list[str]:
         tool = _tool(name)
         assert tool is not None
-        user = _user() if os.geteuid() == 0 else None
-        change = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--"] if user else []
+        change = ["setpriv", f"--reuid={OWNER}", f"--regid={OWNER}", "--clear-groups", "--"]
+        change = change if os.geteuid() == 0 else []
         return [*change, tool, *arguments]
 
     def _run(self, name: str, *arguments: str) -> None:
