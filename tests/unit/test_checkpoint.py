@@ -475,7 +475,8 @@ def test_the_last_checkpoint_waits_for_slow_storage(begun: RunDir, monkeypatch: 
     submit(writer, 2, last=True)
     writer.wait()
     assert steps(begun) == [2, 1]
-    assert waits == ["note: the checkpoint of step 1 is still being written; waiting for it"]
+    # The second one may take more than the patience, too.
+    assert waits[0] == "note: the checkpoint of step 1 is still being written; waiting for it"
 
 
 def test_a_full_disk_is_told_once_and_survived(disk: SmallDisk) -> None:
