@@ -728,6 +728,23 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("a rate of nan", "distrib serve bundle --rate nan", "--rate"),
         Case("no queue", "distrib serve bundle --queue 0", "--queue"),
     ),
+    "report": (
+        Case("no run", "distrib report", "missing argument"),
+        Case("what is neither run nor bundle", "distrib report photos", "neither a run nor a bundle"),
+        Case("a split that was trained on", "distrib report run --split train", "no held-out split"),
+        Case("a run named twice", "distrib report run ./run", "named twice"),
+        Case("too many pictures", "distrib report run --errors 25", "between 0 and 24"),
+        Case("resamples below 0", "distrib report run --bootstrap -1", "between 0 and"),
+        Case("an unknown field", "distrib report run --subgroup age", "no field 'age'"),
+        Case("bounds that fall", "distrib report run --subgroup age=60,40", "do not rise"),
+        Case("bounds of a field of words", "distrib report run --subgroup path=1", "no number"),
+        Case("no such dataset", "distrib report run --data nowhere", "does not exist"),
+        Case("a damaged sample", "distrib report run", "checksum", in_an_image),
+        Case("metrics that are no records", "distrib report run", "no JSON object", write("run/metrics.jsonl", "x\n")),
+        Case("a file where the folder should be", "distrib report run --out experiment.yaml", "could not be written"),
+        Case("a report for two ranks", "distrib report run", "one process", environment={
+            "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29176"}),
+    ),
     "launch": (
         Case("no arguments", "launch", "missing command"),
         Case("no such cluster file", "launch run nowhere.yaml -- true", "can not be read"),
