@@ -27,9 +27,9 @@ from tests.conftest import write_dataset
 
 PAIRS = {"openvino-int8": "openvino", "openvino-bf16": "openvino", "onnx-int8": "onnx"}
 FORMATS = "openvino,onnx,openvino-int8,openvino-bf16,onnx-int8"
-RESNET = """\
-data: {{dataset: {dataset}, image_size: 224}}
-model: {{name: resnet50}}
+BRIEFLY = """\
+data: {{dataset: {dataset}, image_size: {side}}}
+model: {{name: {model}}}
 train: {{epochs: 1, global_batch: 8, lanes: 1, lr: 0.01}}
 evaluate: {{bootstrap: 0}}
 """
@@ -43,15 +43,15 @@ def distrib(*words: str | Path) -> Any:
     return json.loads(done.stdout)
 
 
-def speed(folder: Path, seconds: float) -> None:
-    dataset = write_dataset(folder / "dataset", train=64, val=64, side=224, kind="jpg")
+def speed(folder: Path, seconds: float, model: str, side: int) -> None:
+    dataset = write_dataset(folder / "dataset", train=64, val=64, side=side, kind="jpg")
     experiment = folder / "experiment.yaml"
-    experiment.write_text(RESNET.format(dataset=json.dumps(str(dataset))))
+    experiment.write_text(BRIEFLY.format(dataset=json.dumps(str(dataset)), model=model, side=side))
     distrib("train", experiment, "--run", folder / "run")
     distrib("export", folder / "run", "--out", folder / "bundle", "--format", FORMATS, "--max-drop", "1")
     report = distrib("bench", folder / "bundle", "--batch", "1,32", "--seconds", str(seconds))
     rate = {(row["format"], row["batch"]): row["images_per_s"] for row in report["rows"]}
-    show(f"ResNet-50 at {report['image_size']} px, {report['threads']} threads")
+    show(f"{model} at {report['image_size']} px, {report['threads']} threads")
     for row in report["rows"]:
         base = PAIRS.get(row["format"])
         beside = f", {row['images_per_s'] / rate[base, row['batch']]:.2f} x {base}" if base else ""
@@ -83,10 +83,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("speed", "labels"))
     parser.add_argument("--seconds", type=float, default=16.0, help="of each format at each batch size")
+    parser.add_argument("--model", default="resnet50", help="of the speed")
+    parser.add_argument("--image-size", type=int, default=224, help="of the speed")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if options.part == "speed":
-            speed(Path(folder), options.seconds)
+            speed(Path(folder), options.seconds, options.model, options.image_size)
         else:
             labels(Path(folder))
 
