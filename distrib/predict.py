@@ -18,6 +18,7 @@ import numpy as np
 from distrib.bundle import Bundle, LoadedBundle, load_bundle
 from distrib.data.image_files import images_below, read_image_file
 from distrib.data.ingest import IngestOptions, ingest
+from distrib.data.raw_image import MAX_PIXELS
 from distrib.data.transform import EvalTransform
 from distrib.decision import decide, softmax
 from distrib.errors import BundleError, ConfigError, DataError, DistribError, DivergedError, printable
