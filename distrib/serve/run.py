@@ -105,7 +105,7 @@ def _listen(host: str, port: int) -> socket.socket:
             listener.close()
         reason = "there is no such host"
         if isinstance(error, OSError) and not isinstance(error, socket.gaierror):
-            reason = error.strerror
+            reason = error.strerror or str(error)
         raise ConfigError(f"--host {host} --port {port} can not be listened on: {reason}", "nothing was started",
                           "choose another port or host, or end what holds it") from error
 
