@@ -11,10 +11,10 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
-from torch._C._distributed_c10d import PrefixStore, TCPStore
+from torch._C._distributed_c10d import PrefixStore
 
 from distrib.comm.group import Group, Meeting, no_meeting
-from distrib.comm.meeting import open_store
+from distrib.comm.meeting import open_store, reach_store
 from distrib.comm.oneccl import own_address
 from distrib.config import CommConfig
 from distrib.elastic.lease import Lease
@@ -114,7 +114,7 @@ class Link:
             try:
                 self._publish()
                 address, port = self.last.store
-                store = TCPStore(address, port, None, is_master=False, timeout=self._timeout)
+                store = reach_store(address, port, self._timeout, self.members.check)
                 group = self._group(PrefixStore(f"view/{self.last.view.epoch}", store))
             except (RuntimeError, WorldError):
                 if not self.members.alarm.is_set():
