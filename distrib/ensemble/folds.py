@@ -15,7 +15,8 @@ from distrib.world import World
 def settle_folds(experiment: Path, folds: int, overrides: Sequence[str], root: Path | None) -> list[Settled]:
     """The runs fold-0, fold-1 and on below ``root`` [runs/NAME-folds], begun or not. Writes nothing.
 
-    Each has a seed of its own, the experiment's and on: members that began alike err alike. Raises ConfigError, CheckpointError or DataError where one could not be trained, before any is.
+    Each has a seed of its own, the experiment's and on: members that began alike err alike. Raises ConfigError,
+    CheckpointError or DataError where one could not be trained, before any is.
     """
     root = root or Path("runs") / f"{experiment.stem}-folds"
     seed = load_experiment(experiment, overrides).seed
