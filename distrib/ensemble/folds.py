@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from distrib.config import load_experiment
 from distrib.rundir import RunDir
 from distrib.train.settle import Settled, settle
 from distrib.world import World
@@ -14,11 +15,13 @@ from distrib.world import World
 def settle_folds(experiment: Path, folds: int, overrides: Sequence[str], root: Path | None) -> list[Settled]:
     """The runs fold-0, fold-1 and on below ``root`` [runs/NAME-folds], begun or not. Writes nothing.
 
-    Raises ConfigError, CheckpointError or DataError where one could not be trained, before any is.
+    Each has a seed of its own, the experiment's and on: members that began alike err alike. Raises ConfigError,
+    CheckpointError or DataError where one could not be trained, before any is.
     """
     root = root or Path("runs") / f"{experiment.stem}-folds"
-    return [settle(experiment, [*overrides, f"data.folds={folds}", f"data.fold={fold}"], root / f"fold-{fold}", World())
-            for fold in range(folds)]
+    seed = load_experiment(experiment, overrides).seed
+    return [settle(experiment, [*overrides, f"data.folds={folds}", f"data.fold={fold}", f"seed={seed + fold}"],
+                   root / f"fold-{fold}", World()) for fold in range(folds)]
 
 
 def train_folds(runs: Sequence[Settled], tell: Callable[[str], None]) -> int:
