@@ -14,6 +14,7 @@ from distrib.entry import put, run_app, tell
 from distrib.errors import printable
 from distrib.verbs.answers import Json, answer
 from distrib.verbs.bench import bench
+from distrib.verbs.ensemble import ensemble
 from distrib.verbs.images import (
     GroupColumn,
     ImageColumn,
@@ -29,6 +30,8 @@ from distrib.verbs.images import (
 )
 from distrib.verbs.promote import promote
 from distrib.verbs.report import report
+from distrib.verbs.serve import serve
+from distrib.verbs.tune import tune
 from distrib.verbs.update import update
 
 app = typer.Typer(
@@ -253,7 +256,10 @@ def backends(
 app.command()(update)
 app.command()(promote)
 app.command()(bench)
+app.command()(ensemble)
 app.command()(report)
+app.command()(serve)
+app.command()(tune)
 
 
 def _terminate(number: int, _: FrameType | None) -> NoReturn:

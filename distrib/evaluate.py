@@ -18,6 +18,7 @@ from rich.table import Table
 from distrib.bundle import FILE_NAME as BUNDLE_NAME
 from distrib.bundle import LoadedBundle, load_bundle
 from distrib.config import EvaluateConfig, Experiment
+from distrib.data.folds import fold_view
 from distrib.data.manifest import SPLITS, Manifest, Split, SplitSamples, load_manifest
 from distrib.data.shards import ShardReader
 from distrib.data.transform import EvalTransform
@@ -46,6 +47,8 @@ class Subject:
     transform: EvalTransform
     identity: dict[str, Any]
     """What the report says about it."""
+    learnt_val: bool = False
+    """Whether it is an ensemble of folds, whose members were trained on the validation split."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def run_evaluate(target: Path, *, data: Path | None = None, split: str = "test",
         ) if resamples else None
         if predictions is not None:
             _write_predictions(predictions, one.logits_NK, samples, subject)
-        _notes(one.manifest, subject, tell)
+        _notes(one.manifest, subject, samples.split, tell)
     return report
 
 
@@ -111,7 +114,8 @@ def scored(target: Path, data: Path | None, split: str, *, runtime: str | None =
         folder = data or subject.experiment.data.dataset
         manifest = load_manifest(folder)
         check_classes(manifest, subject.classes, str(target))
-        samples = manifest.samples(_split(split))
+        view = manifest if split == "test" else fold_view(manifest, subject.experiment.data)
+        samples = view.samples(_split(split))
         with ShardReader(folder, samples) as reader:
             logits_NK = score_split(
                 subject.forward, reader, samples, subject.transform, batch=subject.experiment.evaluate.batch,
@@ -208,6 +212,7 @@ def _of_bundle(loaded: LoadedBundle, model: Runtime) -> Subject:
                   "weights_sha256": bundle.weights.sha256, "step": bundle.weights.step,
                   "num_parameters": bundle.weights.num_parameters,
                   "trained_on_sha256": bundle.dataset_sha256},
+        learnt_val=bundle.ensemble is not None and bundle.ensemble.held_out == "out_of_fold",
     )
 
 
@@ -259,9 +264,11 @@ def _write_predictions(path: Path, logits_NK: Logits, samples: SplitSamples, sub
         replace_file(path.absolute(), text.getvalue().encode())
 
 
-def _notes(manifest: Manifest, subject: Subject, tell: Tell) -> None:
+def _notes(manifest: Manifest, subject: Subject, split: str, tell: Tell) -> None:
     if subject.threshold is None and len(subject.classes) == 2:
         tell("note: no decision threshold was recorded at validation, so the larger probability decides")
+    if subject.learnt_val and split != "test":
+        tell("note: most members of this ensemble of folds were trained on these samples; judge it on the test split")
     trained_on = subject.identity["trained_on_sha256"]
     if trained_on is not None and trained_on != manifest.sha256:
         tell("note: this is another dataset than the one trained on; samples of it may have been trained on")

@@ -35,9 +35,8 @@ def occlusion_map(forward: Forward, image_HWC: Images, chosen: int, cells: int =
         row, column = divmod(cell, cells)
         covered[cell, rows[row]:rows[row + 1], columns[column]:columns[column + 1]] = colour
     probabilities_N = softmax(forward(covered))[:, chosen]
-    falls_N = (probabilities_N[-1] - probabilities_N[:-1]).astype(np.float32)
-    falls_CC: NDArray[np.float32] = falls_N.reshape(cells, cells)
-    return falls_CC
+    falls_N: NDArray[np.float32] = (probabilities_N[-1] - probabilities_N[:-1]).astype(np.float32)
+    return falls_N.reshape(cells, cells)
 
 
 def overlay(image_HWC: Images, falls_CC: NDArray[np.float32]) -> Images:

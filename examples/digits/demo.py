@@ -11,15 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
-import shutil
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from forest import forest_predictions
@@ -27,52 +23,12 @@ from make_digits import write_digits
 from picture import Shown, choose, contact_sheet, terminal_lines
 from rich.console import Console
 from rich.table import Table
+from walk import CommandError, Walk, new_folder
 
 LEAST_ACCURACY = 0.98
 _HERE = Path(__file__).resolve().parent
 _EXPERIMENT = _HERE / "digits.yaml"
 _CLUSTER = _HERE.parents[1] / "cluster_configs" / "dev.yaml"
-
-_Result = TypeVar("_Result")
-
-
-class CommandError(Exception):
-    """A command ended with another exit code than 0."""
-
-    def __init__(self, command: str, code: int) -> None:
-        self.code = code
-        super().__init__(f"`{command}` ended with exit code {code}; its message is above")
-
-
-@dataclass
-class Walk:
-    """The commands of the demo, one after another, timed."""
-
-    console: Console
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def run(self, name: str, *argv: str, shown: int = 40) -> Any:
-        """Run a command, let its stderr through, and return the JSON on its stdout. Raises CommandError."""
-        text = shlex.join(argv[:shown]) + (f" ... ({len(argv) - shown} more)" if len(argv) > shown else "")
-        self.console.print(f"\n$ {text}", style="bold cyan", markup=False, highlight=False, soft_wrap=True)
-        # The commands stand beside the interpreter, which need not be on the PATH.
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-        program = shutil.which(argv[0], path=path)
-        if program is None:
-            raise FileNotFoundError(f"the command {argv[0]!r} is not installed; run: pip install .")
-        done = self.timed(name, lambda: subprocess.run([program, *argv[1:]], stdout=subprocess.PIPE, check=False,
-                                                       env={**os.environ, "PATH": path}))
-        if done.returncode:
-            raise CommandError(text, done.returncode)
-        return json.loads(done.stdout)
-
-    def timed(self, name: str, work: Callable[[], _Result]) -> _Result:
-        """Do the work and note how long it took."""
-        began = time.perf_counter()
-        result = work()
-        self.seconds[name] = time.perf_counter() - began
-        return result
-
 
 @dataclass(frozen=True)
 class Split:
@@ -88,15 +44,6 @@ def read_split(dataset: Path, images: Path, split: str) -> Split:
     indexes = [shard["index"] for shard in manifest["shards"] if shard["split"] == split]
     return Split([images / f"{key}.png" for index in indexes for key in index["key"]],
                  [manifest["classes"][label] for index in indexes for label in index["label"]])
-
-
-def new_folder(out: Path) -> Path:
-    """The next numbered folder of ``out``, made."""
-    out.mkdir(parents=True, exist_ok=True)
-    number = max((int(entry.name) for entry in out.iterdir() if entry.name.isdecimal()), default=0) + 1
-    folder = out / f"{number:03d}"
-    folder.mkdir()
-    return folder
 
 
 def interval(right: Sequence[bool], resamples: int = 2000) -> tuple[float, float]:

@@ -89,15 +89,16 @@ def write_ham10000(folder: Path, num_images: int = HAM_IMAGES, seed: int = 0, *,
 
 
 def write_isic2020(folder: Path, num_images: int = ISIC_IMAGES, seed: int = 0, *, jobs: int = 1, quality: int = 90,
-                   max_side: int | None = None) -> None:
+                   max_side: int | None = None, prevalence: float = ISIC_MELANOMAS / ISIC_IMAGES) -> None:
     """Write ISIC_2020_Training_GroundTruth.csv and train/, JPEG of sizes from 640x480 to 6000x4000.
 
-    ``max_side`` draws larger pictures smaller: their longer side becomes this many pixels.
+    ``max_side`` draws larger pictures smaller: their longer side becomes this many pixels. ``prevalence`` is the
+    melanomas' share of the pictures.
     """
     rng = random_state(_ISIC, seed)
     num_patients = max(2, round(num_images * ISIC_PATIENTS / ISIC_IMAGES))
     melanomas = np.zeros(num_images, bool)
-    melanomas[rng.choice(num_images, max(1, round(num_images * ISIC_MELANOMAS / ISIC_IMAGES)), replace=False)] = True
+    melanomas[rng.choice(num_images, max(1, round(num_images * prevalence)), replace=False)] = True
     names = rng.choice(10_000_000, num_images, replace=False).tolist()
     patients = rng.choice(10_000_000, num_patients, replace=False).tolist()
     rows: list[tuple[str, ...]] = []
@@ -192,21 +193,24 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="pictures drawn at a time [1]")
     parser.add_argument("--quality", type=int, default=90, help="of the JPEG files [90]")
     parser.add_argument("--max-side", type=int, help="isic2020: longer side in pixels of what would be larger")
+    parser.add_argument("--prevalence", type=float, default=ISIC_MELANOMAS / ISIC_IMAGES,
+                        help="isic2020: the melanomas' share of the pictures [as in the real data set, 0.0176]")
     options = parser.parse_args()
     ham = options.layout == "ham10000"
     count = options.images if options.images is not None else HAM_IMAGES if ham else ISIC_IMAGES
     least = len(HAM_COUNTS) if ham else 2
     if count < least or options.seed < 0 or options.jobs < 1 or not 1 <= options.quality <= 100 or (
-            options.max_side is not None and (ham or options.max_side < 64)):
-        parser.error(f"--images must be at least {least}, --seed 0 or more, --jobs 1 or more, --quality 1 to 100, and "
-                     "--max-side at least 64 and with isic2020 only")
+            options.max_side is not None and (ham or options.max_side < 64)) or (
+            not 0 < options.prevalence < 1):
+        parser.error(f"--images must be at least {least}, --seed 0 or more, --jobs 1 or more, --quality 1 to 100, "
+                     "--prevalence between 0 and 1, and --max-side at least 64 and with isic2020 only")
     began = time.perf_counter()
     try:
         if ham:
             write_ham10000(options.out, count, options.seed, jobs=options.jobs, quality=options.quality)
         else:
             write_isic2020(options.out, count, options.seed, jobs=options.jobs, quality=options.quality,
-                           max_side=options.max_side)
+                           max_side=options.max_side, prevalence=options.prevalence)
     except OSError as error:
         print(f"error: the pictures can not be written: {error}", file=sys.stderr)
         return 2

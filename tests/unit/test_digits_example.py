@@ -24,6 +24,7 @@ import demo  # noqa: E402
 import forest  # noqa: E402
 import make_digits  # noqa: E402
 import picture  # noqa: E402
+import walk  # noqa: E402
 from picture import Shown  # noqa: E402
 
 
@@ -145,7 +146,7 @@ def test_pictures_are_drawn(tmp_path: Path) -> None:
 
 def test_every_walk_gets_a_folder_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
-    names = [demo.new_folder(tmp_path).name for _ in range(3)]
+    names = [walk.new_folder(tmp_path).name for _ in range(3)]
     assert names == ["001", "002", "003"]
 
 
@@ -185,7 +186,7 @@ def test_too_low_an_accuracy_fails_loudly(accuracy: float, code: int, tmp_path: 
 def test_a_command_that_fails_ends_the_demo_with_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                           capsys: pytest.CaptureFixture[str]) -> None:
     def fail(out: Path, console: Console) -> None:
-        demo.Walk(console).run("nothing", "false")
+        walk.Walk(console).run("nothing", "false")
 
     monkeypatch.setattr(demo, "demo", fail)
     monkeypatch.setattr(sys, "argv", ["demo.py", str(tmp_path)])
@@ -195,7 +196,7 @@ def test_a_command_that_fails_ends_the_demo_with_its_code(tmp_path: Path, monkey
 
 def test_a_missing_command_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no-such-command"):
-        demo.Walk(Console()).run("nothing", "no-such-command")
+        walk.Walk(Console()).run("nothing", "no-such-command")
 
 
 def test_the_experiment_does_not_mirror_digits() -> None:

@@ -29,8 +29,7 @@ def test_the_map_points_at_what_the_model_looks_at() -> None:
     forward = looks_at(slice(8, 16), slice(36, 48))
     falls_CC = occlusion_map(forward, image_with_a_bright_spot(), 1, cells=4)
     assert falls_CC.shape == (4, 4)
-    assert falls_CC.argmax() == 1 * 4 + 3
-    assert falls_CC[1, 3] > 0.2
+    assert falls_CC.max() == falls_CC[1, 3] > 0.2
     others = np.delete(falls_CC.ravel(), 7)
     assert np.abs(others).max() == 0
     other_class = occlusion_map(forward, image_with_a_bright_spot(), 0, cells=4)

@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = [
     {"cli", "__main__"},
     {"verbs"},
-    {"registry"},
+    {"registry", "serve", "tune"},
+    {"ensemble"},
     {"train", "export", "predict", "probe", "verify", "bench", "report"},
     {"evaluate", "heatmap"},
     {"scoring", "forward", "metrics", "intervals", "decision", "bundle", "runtimes", "trained", "checkpoint",
