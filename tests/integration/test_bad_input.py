@@ -662,7 +662,7 @@ CASES: dict[str, tuple[Case, ...]] = {
             "evaluate.metric: {choices: [loss, auroc]}")),
         Case("data without a validation split", f"{TUNE} --set data.dataset=whole", "no 'val' split", both(
             only_train, study("seed: {choices: [1, 2]}"))),
-        Case("a storage that is no URL", TUNE, "neither journal nor", study("seed: {choices: [1, 2]}", "storage: here")),
+        Case("a storage that is no URL", TUNE, "neither journal nor", study("seed: {choices: [1]}", "storage: here")),
         Case("a database that is not there", TUNE, "does not work", study(
             "seed: {choices: [1, 2]}", "storage: sqlite:////no/such/folder/trials.db")),
         Case("a database without its driver", TUNE, "is not installed", study(
