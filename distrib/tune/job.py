@@ -34,12 +34,11 @@ _CLAIM_LOOK_S = 1.0
 class Job:
     """From the moment its lease is ours. ``cpus``: hardware threads of ``num_cores`` cores."""
 
-    trial: Trial
     run: RunDir
     total_epochs: int
 
-    def __init__(self, number: int, claim: Lease, cpus: Sequence[int], num_cores: int) -> None:
-        self.number, self.claim = number, claim
+    def __init__(self, trial: Trial, claim: Lease, cpus: Sequence[int], num_cores: int) -> None:
+        self.trial, self.number, self.claim = trial, trial.number, claim
         self._cpus, self._num_cores = cpus, num_cores
         self.failed = ""
         """Why it can not be begun."""
@@ -48,12 +47,12 @@ class Job:
         self._starts, self._started_at_step = 0, 0
         self._claim_seen = time.monotonic()
 
-    def prepare(self, trial: Trial, experiment: Experiment, run: RunDir, num_samples: int) -> None:
-        """Say what is to be trained, before anything else is asked of this."""
-        self.trial, self.run, self._experiment = trial, run, experiment
+    def prepare(self, experiment: Experiment, run: RunDir, num_samples: int) -> None:
+        """Say what is to be trained, unless it failed, before anything else is asked of this."""
+        self.run, self._experiment = run, experiment
         self._metrics = Metrics(run, experiment, num_samples)
         self.total_epochs = total_epochs(experiment, num_samples)
-        self._reported = set(trial.storage.get_trial(trial._trial_id).intermediate_values)
+        self._reported = set(self.trial.storage.get_trial(self.trial._trial_id).intermediate_values)
 
     @property
     def is_training(self) -> bool:

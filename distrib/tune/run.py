@@ -162,10 +162,10 @@ class _Session:
             if now.state is TrialState.WAITING:
                 self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
             place = min(set(range(len(self._shares))) - self._jobs.keys())
-            job = Job(trial.number, lease, self._shares[place], self._share_cores(place))
+            job = Job(Trial(self._study, trial._trial_id), lease, self._shares[place], self._share_cores(place))
             self._jobs[place] = job
             try:
-                self._prepare(job, Trial(self._study, trial._trial_id))
+                self._prepare(job)
             except ConfigError as error:
                 job.failed = error.one_line()
             return False
@@ -175,14 +175,14 @@ class _Session:
     def _share_cores(self, place: int) -> int:
         return max(1, sum(1 for core in self._cores if set(core) <= set(self._shares[place])))
 
-    def _prepare(self, job: Job, trial: Trial) -> None:
+    def _prepare(self, job: Job) -> None:
         """Settle what a trial is, as whoever had it before would have. Raises ConfigError, StorageError."""
         plan, folder = self._plan, self._folder
         only = plan.base_values if job.number == 0 else None
-        values = draw(trial, plan.study.keys, only)
+        values = draw(job.trial, plan.study.keys, only)
         run = folder.run(job.number)
         took_up = run.experiment.exists()
-        job.prepare(trial, plan.experiment(values), run, len(plan.manifest.samples("train")))
+        job.prepare(plan.experiment(values), run, len(plan.manifest.samples("train")))
         if not took_up:
             with storage_errors("a trial's experiment could not be written", "the study stopped"):
                 replace_file(folder.experiment(job.number), experiment_text(plan, values))

@@ -357,7 +357,7 @@ def test_an_array_shares_a_study_and_makes_good_for_a_worker_that_is_killed(site
     (site.folder / "experiment.yaml").write_text(f"{text}checkpoint: {{every_steps: 5}}\n")
     file = site.folder / "study.yaml"
     file.write_text(STUDY.format(folder=site.folder))
-    tune = [sys.executable, "-m", "distrib", "tune", str(file)]
+    tune: list[str | Path] = [sys.executable, "-m", "distrib", "tune", file]
     job = site.submit(site.cluster(), *tune, "--worker", options=("--array", "0-1"))
     first = site.folder / "study/trials/0000"
     site.until(lambda: list(first.glob("checkpoints/step-*")), "the first trial has saved")
