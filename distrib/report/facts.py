@@ -48,7 +48,8 @@ def read_facts(one: Scored, history: History | None) -> Facts:
         rows.append(("started from weights, SHA-256", start["weights_sha256"]))
     return Facts(tuple((what, str(value)) for what, value in rows), experiment,
                  yaml.safe_dump(experiment, sort_keys=False, allow_unicode=True, width=100),
-                 one.subject.learnt_val and one.samples.split == "val", identity["trained_on_sha256"] == one.manifest.sha256)
+                 one.subject.learnt_val and one.samples.split == "val",
+                 identity["trained_on_sha256"] == one.manifest.sha256)
 
 
 def experiment_differences(experiments: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
