@@ -737,7 +737,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("a run named twice", "distrib report run ./run", "named twice"),
         Case("too many pictures", "distrib report run --errors 25", "between 0 and 24"),
         Case("resamples below 0", "distrib report run --bootstrap -1", "between 0 and"),
-        Case("an unknown field", "distrib report run --subgroup age", "no field 'age'"),
+        Case("an unknown field", "distrib report run --subgroup age", "a field 'age'"),
         Case("bounds that fall", "distrib report run --subgroup age=60,40", "do not rise"),
         Case("bounds of a field of words", "distrib report run --subgroup path=1", "no number"),
         Case("no such dataset", "distrib report run --data nowhere", "does not exist"),
