@@ -709,7 +709,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("keys for runs that are trained", f"{ENSEMBLE} --set seed=1", "--set is for --folds"),
         Case("one fold", f"{FOLDS} --folds 1", "--folds 1 is below 2"),
         Case("more folds than groups", f"{FOLDS} --folds 60", "too few groups"),
-        Case("runs and folds", "distrib ensemble run run --folds 3 --out new", "name one experiment"),
+        Case("runs and folds", "distrib ensemble run run --folds 3 --out new", "and 2 arguments"),
         Case("under a launcher", ENSEMBLE, "was started as 2 ranks",
              environment={"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}),
         Case("a run that does not say which fold", f"{TRAIN} --set data.folds=3", "which to validate on"),
