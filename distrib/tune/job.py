@@ -11,6 +11,7 @@ from pathlib import Path
 
 from optuna.trial import Trial
 
+from distrib.children.training import num_ranks, start_training
 from distrib.config import Experiment
 from distrib.elastic.lease import Lease
 from distrib.errors import StorageError, storage_errors
@@ -22,9 +23,7 @@ from distrib.tune.training import (
     judge,
     last_checkpoint,
     last_error,
-    num_ranks,
     result_score,
-    start,
     total_epochs,
 )
 
@@ -64,8 +63,10 @@ class Job:
         self._starts = 1 if step > self._started_at_step else self._starts + 1
         self._started_at_step = step
         with storage_errors(f"trial {self.number} could not be started", "the study stopped"):
-            self._process = start(self.run, source, log, cluster, num_ranks(self._experiment, self._num_cores),
-                                  self._cpus)
+            begin = [] if self.run.experiment.exists() else [source]
+            with log.open("ab") as said:
+                self._process = start_training([*begin, "--run", self.run.root], cluster,
+                                               num_ranks(self._experiment, self._num_cores), self._cpus, said)
 
     def ended(self, log: Path) -> Ended | None:
         """What became of the training; None while it runs, or is to be started. Raises StorageError."""
