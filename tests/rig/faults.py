@@ -414,7 +414,8 @@ def run_fault(fault: Fault, experiment: Path, run: Path, backend: str = "gloo", 
             codes = world.wait()
         records, errors, run = world.records(), errors + world.errors(), world.run
         result = json.loads((run / "result.json").read_text()) if (run / "result.json").exists() else {}
-        repeated, missing = _ledger(run, result.get("step", 0))
+        has_ledger = "train.ledger=false" not in fault.overrides
+        repeated, missing = _ledger(run, result.get("step", 0)) if has_ledger else (0, 0)
     steps_s = sorted(record["step_s"] for record in before)
     after = [record for record in records if record["time"] > at]
     done = before[-1]["step"]
