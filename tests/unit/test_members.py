@@ -100,6 +100,17 @@ def test_who_stands_in_for_a_rank_that_was_lost_early_waits_until_the_others_hav
         timer.join()
 
 
+def test_a_list_of_members_that_can_not_be_written_is_told_and_ends_nothing(tmp_path: Path) -> None:
+    run, said = RunDir(tmp_path / "gone"), list[str]()
+    link = Link(World(host="near", elastic=True), CommConfig(), run, Lease(run, "near", 1.0), said.append, 8)
+    with Members("near", "127.0.0.1", 1.0, 1.0, 8) as members:
+        members.meet(0, 1, 0, HashStore(), quiet)
+        link.members = members
+        link._publish_if_possible()
+    assert "members.json could not be written" in said[0]
+    assert "No rank can join the run" in said[0]
+
+
 def test_a_store_whose_keeper_died_is_waited_for_no_longer_than_the_view_lasts() -> None:
     begun = time.monotonic()
 
