@@ -28,6 +28,7 @@ class Fold:
 
     run: RunDir
     experiment: Experiment
+    classes: Sequence[str]
     words: Sequence[str]
     """Of the command `distrib train`."""
 
@@ -45,7 +46,7 @@ def settle_folds(experiment: Path, folds: int, overrides: Sequence[str], root: P
         settings = [*overrides, f"data.folds={folds}", f"data.fold={fold}", f"seed={seed + fold}"]
         settled = settle(experiment, settings, root / f"fold-{fold}", World())
         words = [str(experiment), "--run", str(settled.run.root)]
-        found.append(Fold(settled.run, settled.experiment,
+        found.append(Fold(settled.run, settled.experiment, settled.manifest.classes,
                           words + [word for setting in settings for word in ("--set", setting)]))
     return found
 
