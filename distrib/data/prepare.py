@@ -34,8 +34,8 @@ from distrib.errors import ConfigError, DataError, storage_errors
 OnBad = Literal["refuse", "skip"]
 DEFAULT_SPLIT = "0.8/0.1/0.1"
 _NOTHING_WRITTEN = "nothing was written"
-_UNGROUPED = ("every image is dealt to a split by itself; if several show one patient or lesion, the scores will be too "
-              "good: name what they share with --labels and --group-column")
+_UNGROUPED = ("every image is dealt to a split by itself; if several show one patient or lesion, the scores will be "
+              "too good: name what they share with --labels and --group-column")
 
 
 class PrepareOptions(Section):
