@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from distrib.children.training import CLUSTER, num_ranks, start_training, stop_r
 from distrib.config import Experiment, load_experiment
 from distrib.durable import replace_file
 from distrib.errors import storage_errors
-from distrib.rundir import RunDir
+from distrib.rundir import RunDir, is_finished
 from distrib.train.settle import settle
 from distrib.world import World, read_world
 
@@ -69,14 +68,6 @@ def train_folds(folds: Sequence[Fold], tell: Tell) -> int:
             if code:
                 return code
     return 0
-
-
-def is_finished(run: RunDir) -> bool:
-    """Whether a run has come to its end."""
-    try:
-        return bool(json.loads(run.result.read_text(encoding="utf-8"))["finished"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False  # training it again finds out, and does no more than is left
 
 
 def _train(fold: Fold, stop_wanted: Callable[[], int]) -> int:
