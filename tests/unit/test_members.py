@@ -42,7 +42,7 @@ def place(port: int) -> str:
 def test_who_told_where_it_is_and_ended_before_it_called_is_known_to_be_dead() -> None:
     store = HashStore()
     store.set("members/1", place(closed_port()))
-    with Members("near", "127.0.0.1", LONG_S, LONG_S, 8) as members:
+    with Members("near", "127.0.0.1", LONG_S / 20, LONG_S, 8) as members:
         members.meet(0, 2, 0, store, quiet)
         assert members.alarm.is_set()
         assert members._known.dead == {1}
