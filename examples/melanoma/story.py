@@ -58,13 +58,11 @@ def by_patient(rows: Rows, share: float) -> tuple[Rows, Rows]:
 
 def with_a_torn_patient(rows: Rows) -> Rows:
     """Rows with a split of their own, patient by patient, but for one picture of one patient."""
-    test = {row["patient_id"] for row in by_patient(rows, 0.2)[0]}
-    torn = [{**row, "split": "test" if row["patient_id"] in test else "train"} for row in rows]
-    for number in range(0, len(torn), 4):
-        if torn[number]["split"] == "train":
-            torn[number]["split"] = "val"
-    several = next(row for row in torn if row["split"] == "test")
-    several["split"] = "train"
+    held_out, training = by_patient(rows, 0.4)
+    test, validation = by_patient(held_out, 0.5)
+    torn = [{**row, "split": split} for split, part in (("train", training), ("val", validation), ("test", test))
+            for row in part]
+    torn[-1]["split"] = "train"
     return torn
 
 
