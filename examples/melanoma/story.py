@@ -16,6 +16,7 @@ import csv
 import json
 import random
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ def with_a_torn_patient(rows: Rows) -> Rows:
     test, validation = by_patient(held_out, 0.5)
     torn = [{**row, "split": split} for split, part in (("train", training), ("val", validation), ("test", test))
             for row in part]
-    torn[-1]["split"] = "train"
+    counts = Counter(row["patient_id"] for row in test)
+    next(row for row in torn if counts[row["patient_id"]] > 1)["split"] = "train"
     return torn
 
 
