@@ -14,7 +14,7 @@ import numpy as np
 
 from distrib.bundle import FormatName, LoadedBundle, load_bundle
 from distrib.config import Experiment
-from distrib.data.manifest import load_manifest
+from distrib.data.folds import load_view
 from distrib.data.transform import EvalTransform
 from distrib.decision import decide, softmax
 from distrib.documents import validate
@@ -86,7 +86,7 @@ def _images(loaded: LoadedBundle, wanted: int, tell: Callable[[str], None]) -> t
     side = loaded.bundle.preprocessing.image_size
     try:
         data = validate(Experiment, loaded.bundle.experiment, f"{loaded.path}: experiment").data
-        samples = load_manifest(data.dataset).samples("val")
+        samples = load_view(data).samples("val")
         transform = EvalTransform(side, loaded.bundle.preprocessing.eval_crop)
         _, images_NHWC = spread_images(data.dataset, samples, transform, wanted)
         return np.resize(images_NHWC, (wanted, *images_NHWC.shape[1:])), "validation images"  # repeats too few

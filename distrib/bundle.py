@@ -108,8 +108,56 @@ class Weights(Section):
     sha256: Sha256
     """`distrib.models.weights.weights_sha256` of what was exported."""
     step: Annotated[int, Field(ge=0)]
-    kind: Literal["model", "ema"]
+    kind: Literal["model", "ema", "ensemble"]
     num_parameters: Annotated[int, Field(ge=1)]
+
+
+class Member(Section):
+    """One model of an ensemble, and what it adds; by the ensemble's metric, on the samples that it was chosen on."""
+
+    run: str
+    weights_sha256: Sha256
+    step: Annotated[int, Field(ge=0)]
+    model: str
+    image_size: Annotated[int, Field(ge=1)]
+    fold: Annotated[int, Field(ge=0)] | None
+    """The fold that it was validated on."""
+    weight: Annotated[float, Field(ge=0, le=1)]
+    """Its part in the mean; 0 if it was not chosen: then its weights are not in the bundle."""
+    alone: float
+    """The metric of this member alone."""
+    adds: float | None
+    """By how much the metric is better with it than with the others alone; negative where they are better without.
+    None where it is the only one, or where no sample was held out from all members."""
+
+
+class GreedyStep(Section):
+    """One step of the greedy choice: the member that was added, once more maybe, and the metric with it."""
+
+    run: str
+    value: float
+
+
+class Ensemble(Section):
+    """How a bundle's one model is made of several, and how that was decided; the test split had no part in it."""
+
+    members: Annotated[tuple[Member, ...], Field(min_length=1)]
+    combine: Literal["mean", "weights", "rank"]
+    select: Literal["all", "greedy"]
+    tta: Literal["none", "hflip", "flips"]
+    """Views of an image that are averaged inside the model."""
+    temperature: Annotated[float, Field(gt=0)]
+    """Divides logits: those of the combination, or of each member where no sample was held out from all of them."""
+    offset: float
+    """Added to the positive class's log-odds; of a rank mean only."""
+    held_out: Literal["split", "out_of_fold"]
+    """split: all members answered the same samples, which none was trained on. out_of_fold: each its own fold only."""
+    num_samples: Annotated[int, Field(ge=1)]
+    metric: str
+    value: float
+    """The metric of the ensemble on those samples; out of fold, that of single members."""
+    path: tuple[GreedyStep, ...]
+    """Of a greedy choice."""
 
 
 class Bundle(Section):
@@ -130,6 +178,8 @@ class Bundle(Section):
     parity: Parity
     gates: Gates | None = None
     """None without reduced formats."""
+    ensemble: Ensemble | None = None
+    """None for a single model."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Bundle:
@@ -150,8 +200,10 @@ class Bundle(Section):
         return self
 
     def to_bytes(self) -> bytes:
-        """The sealed document; without `gates` where there are none, so that versions that know of none read it."""
-        return seal(FORMAT, self.model_dump(mode="json", exclude={"gates"} if self.gates is None else None), indent=1)
+        """The sealed document; without the sections that it does not have, so that versions that know of none read
+        it."""
+        absent = {name for name in ("gates", "ensemble") if getattr(self, name) is None}
+        return seal(FORMAT, self.model_dump(mode="json", exclude=absent or None), indent=1)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """One checkpoint written by several hosts at once: all hold the whole state, so each writes a part of its tensors.
 
 A writer other than the leader puts its part into a folder ``.step-000000100.KEY.2.part`` beside the checkpoints, its
-document last. The leader takes the parts that come in time and are what they should be, and writes the others itself:
-a host that dies, or storage that shows files late, costs time and no checkpoint.
+document last. The leader takes the parts that come in time and hold what it holds itself, bit by bit, and writes the
+others: a host that dies, a bit that flips there, or storage that shows files late, costs time and no checkpoint.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from pathlib import Path
 from distrib.checkpoint import Checkpoint, Part, Tensors, files_of, read_back, write_files
 from distrib.durable import SealError, open_sealed, replace_file, seal
 from distrib.rundir import RunDir
+from distrib.tensor_file import tensors_sha256
 
 FORMAT = "distrib-checkpoint-part/1"
 DOCUMENT = "part.json"
 PATIENCE_S = 2.0
-_POLL_S = 0.02
+_POLL_S, _MOST_POLL_S = 0.02, 0.25
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,12 @@ class Writers:
     number: int = 0
     key: str = ""
     """Of this view of the run: parts of an earlier one are not taken."""
+    hosts: tuple[str, ...] = ()
+    """Each one's, for messages."""
+
+    def name(self, number: int) -> str:
+        """Of a writer, in words."""
+        return self.hosts[number] if number < len(self.hosts) else f"host number {number}"
 
 
 ALONE = Writers()
@@ -63,36 +70,60 @@ def part_of(checkpoint: Checkpoint, writers: int, number: int) -> Part:
                     f"{number + 1}-of-{writers}.")
 
 
-def write_all_parts(run: RunDir, staging: Path, checkpoint: Checkpoint, writers: Writers) -> dict[str, str]:
-    """Every file of a checkpoint, into ``staging``: name -> SHA-256. Raises OSError."""
+def write_all_parts(run: RunDir, staging: Path, checkpoint: Checkpoint, writers: Writers,
+                    tell: Callable[[str, str], None] = lambda *_: None) -> dict[str, str]:
+    """Every file of a checkpoint, into ``staging``: name -> SHA-256. Raises OSError.
+
+    ``tell``: of a host, and what was wrong with its part; empty if it was right.
+    """
     begun = time.monotonic()
     files = write_files(staging, part_of(checkpoint, writers.count, 0))
     deadline = time.monotonic() + max(PATIENCE_S, 2 * (time.monotonic() - begun))
     for number in range(1, writers.count):
         part = part_of(checkpoint, writers.count, number)
         folder = _folder(run, checkpoint.step, writers.key, number)
-        files |= _take(folder, staging, part, deadline) or write_files(staging, part)
+        expected = {name: tensors_sha256(tensors) for name, tensors in part.items()}
+        wrong = _take(folder, staging, expected, deadline)
+        files |= write_files(staging, part) if wrong else expected
+        tell(writers.name(number), wrong)
         shutil.rmtree(folder, ignore_errors=True)
     return files
 
 
-def _take(folder: Path, staging: Path, part: Part, deadline: float) -> dict[str, str] | None:
-    """Another writer's files; None if they do not come, or are not what was written."""
-    while not (folder / DOCUMENT).exists():
+def remove_parts(run: RunDir) -> None:
+    """Remove what came too late, when nobody writes any more. Raises nothing."""
+    for folder in run.checkpoints.glob(".*.part"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _take(folder: Path, staging: Path, expected: Mapping[str, str], deadline: float) -> str:
+    """Move another writer's files: name -> SHA-256. What is wrong with them, in words; empty if nothing is."""
+    pause_s = _POLL_S
+    while not _is_there(folder):
         if time.monotonic() > deadline:
-            return None
-        time.sleep(_POLL_S)
+            return "did not come in time"
+        time.sleep(pause_s)
+        pause_s = min(1.5 * pause_s, _MOST_POLL_S)
     try:
         files = open_sealed((folder / DOCUMENT).read_bytes(), FORMAT)["files"]
-        if files.keys() != part.keys():
-            return None
-        for name, digest in files.items():
+        if files != expected:
+            return "is not of the state that this host holds: a bit flipped there or here"
+        for name, digest in expected.items():
             os.rename(folder / name, staging / name)
             if read_back(staging / name) != digest:
-                return None
-    except (OSError, SealError, KeyError, AttributeError):
-        return None
-    return dict(files)
+                return "is not on the disk as it was written"
+    except (OSError, SealError, KeyError) as error:
+        return f"can not be read: {error}"
+    return ""
+
+
+def _is_there(folder: Path) -> bool:
+    """Asked by listing: what a network file system once did not find it takes for absent long after, but when a
+    folder is opened it asks the server again."""
+    try:
+        return folder.name in os.listdir(folder.parent) and DOCUMENT in os.listdir(folder)
+    except OSError:
+        return False
 
 
 def _folder(run: RunDir, step: int, key: str, number: int) -> Path:

@@ -10,10 +10,12 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 from distrib.checkpoint import Checkpoint, checkpoint_paths, prune, seems_whole, write_checkpoint
 from distrib.checkpoint_parts import ALONE, Writers, write_all_parts
-from distrib.errors import CheckpointError, DistribError, StorageError, storage_errors
+from distrib.errors import CheckpointError, DistribError, StorageError, WorldError, storage_errors
 from distrib.rundir import RunDir
 
 
@@ -41,6 +43,7 @@ class CheckpointWriter:
         self._fault: Exception | None = None
         self._written: int | None = None
         self._prune_told = False
+        self._parts: dict[str, str] = {}
 
     def submit(self, step: int, make: Callable[[], Checkpoint], *, last: bool = False) -> None:
         """Begin to write what ``make`` returns, a snapshot of clones.
@@ -109,17 +112,30 @@ class CheckpointWriter:
         try:
             with storage_errors(f"the checkpoint of step {checkpoint.step} could not be written", ""):
                 _check_there(self._run)
-                if not self._permitted():
-                    raise CheckpointError(f"another training took over the run folder {self._run.root}",
-                                          "this one wrote nothing more into it", "let the other one go on")
-            writers = self.writers
-            write_checkpoint(self._run, checkpoint,
-                             lambda staging: write_all_parts(self._run, staging, checkpoint, writers))
+                self._check_permitted()
+            write_checkpoint(self._run, checkpoint, partial(self._write_parts, checkpoint, self.writers))
         except StorageError as error:
             self._failed(checkpoint, error, last)
         else:
             self._works(checkpoint.step)
             self._prune(checkpoint.step)
+
+    def _write_parts(self, checkpoint: Checkpoint, writers: Writers, staging: Path) -> dict[str, str]:
+        files = write_all_parts(self._run, staging, checkpoint, writers, partial(self._tell_of_part, checkpoint.step))
+        self._check_permitted()  # this process may have been stopped meanwhile, for however long
+        return files
+
+    def _check_permitted(self) -> None:
+        if not self._permitted():
+            raise WorldError(f"another training took over the run folder {self._run.root}",
+                             "this one wrote nothing more into it", "let the other one go on")
+
+    def _tell_of_part(self, step: int, host: str, wrong: str) -> None:
+        """Each host's lateness once, until it is in time again; what is worse, always."""
+        before, self._parts[host] = self._parts.get(host, ""), wrong
+        if wrong and (wrong != before or "in time" not in wrong):
+            self._tell(f"warning: the part of the checkpoint of step {step} that {host} was to write {wrong}; "
+                       "this host wrote it")
 
     def _works(self, step: int) -> None:
         if self._missed:

@@ -14,9 +14,11 @@ from distrib.entry import put, run_app, tell
 from distrib.errors import printable
 from distrib.verbs.answers import Json, answer
 from distrib.verbs.bench import bench
+from distrib.verbs.ensemble import ensemble
 from distrib.verbs.images import (
     GroupColumn,
     ImageColumn,
+    KeepColumn,
     LabelColumn,
     Labels,
     OnBad,
@@ -27,6 +29,9 @@ from distrib.verbs.images import (
     Workers,
 )
 from distrib.verbs.promote import promote
+from distrib.verbs.report import report
+from distrib.verbs.serve import serve
+from distrib.verbs.tune import tune
 from distrib.verbs.update import update
 
 app = typer.Typer(
@@ -50,6 +55,7 @@ def prepare(
     group_column: GroupColumn = None,
     split: Annotated[str | None, typer.Option(help="Parts for train/val/test [0.8/0.1/0.1].")] = None,
     split_column: SplitColumn = None,
+    keep_column: KeepColumn = None,
     resize: Annotated[int | None, typer.Option(help="Shrink the shorter side to this many pixels.")] = None,
     image_format: Annotated[str, typer.Option("--format", help="jpg, or png (lossless).")] = "jpg",
     quality: Annotated[int, typer.Option(help="JPEG quality of images that must be encoded anew.")] = 95,
@@ -66,7 +72,7 @@ def prepare(
     answer(run_prepare(
         source, out, labels=labels, image_column=image_column, label_column=label_column, group_column=group_column,
         split_column=split_column, split=split, resize=resize, image_format=image_format, quality=quality, seed=seed,
-        on_bad=on_bad, shard_samples=shard_samples, shard_mb=shard_mb, workers=workers,
+        on_bad=on_bad, shard_samples=shard_samples, shard_mb=shard_mb, workers=workers, kept_columns=keep_column or (),
     ), as_json)
 
 
@@ -250,6 +256,10 @@ def backends(
 app.command()(update)
 app.command()(promote)
 app.command()(bench)
+app.command()(ensemble)
+app.command()(report)
+app.command()(serve)
+app.command()(tune)
 
 
 def _terminate(number: int, _: FrameType | None) -> NoReturn:

@@ -76,12 +76,27 @@ class DataConfig(Section):
     new_ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Part of the draws from samples that came with the dataset's newest version; none: each sample once an epoch. With
     it an epoch is as many draws as the split has samples."""
+    folds: Annotated[int, Field(ge=2, le=100)] | None = None
+    """Cut the samples into so many folds by group, each with every class in proportion; a run validates on `fold` and
+    trains on the others. The test split is untouched. `distrib ensemble --folds` trains one run for each."""
+    fold: Annotated[int, Field(ge=0)] | None = None
+    """The fold to validate on, from 0."""
+    fold_over: Literal["train+val", "train"] = "train+val"
+    """What is cut into folds. train: the validation split is kept from all of them, for an ensemble to be chosen on."""
+    fold_seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+    """Which groups go into which fold; `seed` has no part in it."""
     shuffle_shards: Annotated[int, Field(ge=1, le=256)] = 8
     """Shards whose samples are mixed at a time; bounds the shards that a lane has open."""
     decode_threads: Annotated[int, Field(ge=1, le=64)] = 1
     """Threads that decode images, beside the computing ones."""
     prefetch_steps: Annotated[int, Field(ge=1, le=16)] = 2
     """Steps whose images are decoded ahead; bounds the memory of the stream."""
+
+    @model_validator(mode="after")
+    def _fold_is_one(self) -> DataConfig:
+        if self.fold is not None and (self.folds is None or self.fold >= self.folds):
+            raise ValueError(f"data.fold = {self.fold} is none of data.folds = {self.folds}; they count from 0")
+        return self
 
 
 class StartConfig(Section):

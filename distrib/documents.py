@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -52,11 +52,16 @@ class _Loader(yaml.SafeLoader):
                                        node.start_mark) from error
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$"),
-    list("-+0123456789."),
-)
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes texts which `_Loader` would take for numbers."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$"),
+        list("-+0123456789."),
+    )
 
 _Document = TypeVar("_Document", bound=Section)
 
@@ -73,6 +78,12 @@ def parse_yaml(text: str, where: str) -> Any:
                           "correct that line") from error
     except RecursionError as error:
         raise ConfigError(f"{where} is nested too deeply", "nothing was started", "flatten it") from error
+
+
+def to_yaml(document: dict[str, Any]) -> bytes:
+    """A document as `read_yaml` reads it back."""
+    text: str = yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text.encode()
 
 
 def read_yaml(path: Path, kind: str) -> dict[str, Any]:
@@ -104,21 +115,32 @@ def apply_overrides(document: dict[str, Any], overrides: Iterable[str]) -> dict[
     result: dict[str, Any] = _copy(document)
     for override in overrides:
         name, equals, value = override.partition("=")
-        keys = name.strip().split(".")
-        if not equals or not all(keys):
+        if not equals or not all(name.strip().split(".")):
             raise ConfigError(f"--set {override!r} is not of the form section.key=value", "nothing was started",
                               "write for example --set train.lr=0.1")
-        place = result
-        for key in keys[:-1]:
-            if place.get(key) is None:  # absent, or an empty section
-                place[key] = {}
-            inner = place[key]
-            if not isinstance(inner, dict):
-                raise ConfigError(f"--set {override!r}: {key!r} is a value, not a section", "nothing was started",
-                                  "check the key")
-            place = inner
-        place[keys[-1]] = parse_yaml(value, f"the value of --set {name.strip()}")
+        _put(result, name.strip(), parse_yaml(value, f"the value of --set {name.strip()}"), f"--set {override!r}")
     return result
+
+
+def with_values(document: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of ``document`` with these values at these dotted keys. Raises ConfigError."""
+    result: dict[str, Any] = _copy(document)
+    for name, value in values.items():
+        _put(result, name, value, name)
+    return result
+
+
+def _put(document: dict[str, Any], name: str, value: Any, where: str) -> None:
+    place = document
+    *sections, last = name.split(".")
+    for key in sections:
+        if place.get(key) is None:  # absent, or an empty section
+            place[key] = {}
+        inner = place[key]
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{where}: {key!r} is a value, not a section", "nothing was started", "check the key")
+        place = inner
+    place[last] = value
 
 
 def _copy(value: Any) -> Any:

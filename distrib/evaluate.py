@@ -17,7 +17,8 @@ from rich.table import Table
 
 from distrib.bundle import FILE_NAME as BUNDLE_NAME
 from distrib.bundle import LoadedBundle, load_bundle
-from distrib.config import Experiment
+from distrib.config import EvaluateConfig, Experiment
+from distrib.data.folds import fold_view
 from distrib.data.manifest import SPLITS, Manifest, Split, SplitSamples, load_manifest
 from distrib.data.shards import ShardReader
 from distrib.data.transform import EvalTransform
@@ -46,6 +47,21 @@ class Subject:
     transform: EvalTransform
     identity: dict[str, Any]
     """What the report says about it."""
+    learnt_val: bool = False
+    """Whether it is an ensemble of folds, whose members were trained on the validation split."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A split of a dataset, and what a subject says of it."""
+
+    target: Path
+    subject: Subject
+    folder: Path
+    """The dataset's."""
+    manifest: Manifest
+    samples: SplitSamples
+    logits_NK: Logits
 
 
 def run_evaluate(target: Path, *, data: Path | None = None, split: str = "test", runtime: str | None = None,
@@ -67,40 +83,64 @@ def run_evaluate(target: Path, *, data: Path | None = None, split: str = "test",
     if bootstrap is not None and bootstrap < 0:
         raise ConfigError(f"--bootstrap {bootstrap} is below 0", "nothing was judged", "give 0 to leave intervals out")
     if predictions is not None and world.is_first:
-        _check_writable(predictions)
+        check_writable(predictions, "predictions")
+    with scored(target, data, split, runtime=runtime, world=world, sum_over_ranks=sum_over_ranks, tell=tell) as one:
+        pass
+    report = judge(one)
+    if world.is_first:
+        from distrib.intervals import bootstrap_intervals
+
+        subject, samples, config = one.subject, one.samples, one.subject.experiment.evaluate
+        resamples = config.bootstrap if bootstrap is None else bootstrap
+        report["intervals"] = bootstrap_intervals(
+            one.logits_NK, samples.labels, samples.groups, subject.classes, config, subject.threshold,
+            resamples=resamples,
+        ) if resamples else None
+        if predictions is not None:
+            _write_predictions(predictions, one.logits_NK, samples, subject)
+        _notes(one.manifest, subject, samples.split, tell)
+    return report
+
+
+@contextmanager
+def scored(target: Path, data: Path | None, split: str, *, runtime: str | None = None, world: World | None = None,
+           sum_over_ranks: SumOverRanks = alone, tell: Tell = lambda _: None) -> Iterator[Scored]:
+    """Score a split by a run's best checkpoint or by a bundle, whose model can be asked more inside the block.
+
+    Collective over the world's ranks. Raises any DistribError.
+    """
+    world = world or World()
     with _subject(target, runtime, tell) as subject:
         folder = data or subject.experiment.data.dataset
         manifest = load_manifest(folder)
         check_classes(manifest, subject.classes, str(target))
-        samples = manifest.samples(_split(split))
+        view = manifest if split == "test" else fold_view(manifest, subject.experiment.data)
+        samples = view.samples(_split(split))
         with ShardReader(folder, samples) as reader:
             logits_NK = score_split(
                 subject.forward, reader, samples, subject.transform, batch=subject.experiment.evaluate.batch,
                 rank=world.rank, size=world.size, workers=subject.workers, sum_over_ranks=sum_over_ranks,
                 decode_threads=subject.experiment.data.decode_threads,
             )
+        yield Scored(target, subject, folder, manifest, samples, logits_NK)
+
+
+def judge(one: Scored, config: EvaluateConfig | None = None) -> dict[str, Any]:
+    """What `evaluate --json` prints, without intervals; with another ``config`` than the subject's own."""
     # scikit-learn takes a second to import: mistakes are told before, and export has no need of it.
-    from distrib.intervals import bootstrap_intervals
     from distrib.metrics import measure
 
-    config = subject.experiment.evaluate
+    subject, samples = one.subject, one.samples
+    config = config or subject.experiment.evaluate
     report = {
-        "target": str(target), **subject.identity, "split": split, "dataset": str(folder),
-        "dataset_sha256": manifest.sha256, **measure(logits_NK, samples.labels, subject.classes, config,
-                                                     subject.threshold),
+        "target": str(one.target), **subject.identity, "split": samples.split, "dataset": str(one.folder),
+        "dataset_sha256": one.manifest.sha256, **measure(one.logits_NK, samples.labels, subject.classes, config,
+                                                         subject.threshold),
         "threshold": subject.threshold.model_dump(mode="json") if subject.threshold else None,
     }
     if subject.threshold is not None:  # what the plain rule would give, to compare with
-        plain = measure(logits_NK, samples.labels, subject.classes, config)
+        plain = measure(one.logits_NK, samples.labels, subject.classes, config)
         report["by_largest_probability"] = {name: plain[name] for name in ("accuracy", "balanced_accuracy")}
-    if world.is_first:
-        resamples = config.bootstrap if bootstrap is None else bootstrap
-        report["intervals"] = bootstrap_intervals(
-            logits_NK, samples.labels, samples.groups, subject.classes, config, subject.threshold, resamples=resamples,
-        ) if resamples else None
-        if predictions is not None:
-            _write_predictions(predictions, logits_NK, samples, subject)
-        _notes(manifest, subject, tell)
     return report
 
 
@@ -119,7 +159,7 @@ def show_report(report: dict[str, Any], console: Console | None = None) -> None:
     table = Table(title=f"{report['target']} on {report['num_samples']} {report['split']} samples")
     for column in ("metric", "value", "95% interval"):
         table.add_column(column, justify="left" if column == "metric" else "right")
-    for name, words in _WORDS.items():
+    for name, words in METRIC_WORDS.items():
         if name in report:
             one = intervals.get(name, {})
             table.add_row(words.format(**report), _number(report[name]),
@@ -135,7 +175,7 @@ def show_report(report: dict[str, Any], console: Console | None = None) -> None:
     console.print(table)
 
 
-_WORDS = {
+METRIC_WORDS = {
     "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC",
     "average_precision": "average precision", "partial_auroc": "partial AUROC above TPR {partial_auroc_tpr_floor:g}",
     "sensitivity": "sensitivity", "specificity": "specificity",
@@ -143,6 +183,7 @@ _WORDS = {
     "specificity_at_sensitivity": "specificity at sensitivity {sensitivity_bound:g}",
     "calibration_error": "expected calibration error", "loss": "log loss", "brier": "Brier score",
 }
+"""Metrics in words, which take the report's bounds."""
 
 
 @contextmanager
@@ -169,7 +210,9 @@ def _of_bundle(loaded: LoadedBundle, model: Runtime) -> Subject:
         transform=EvalTransform(bundle.preprocessing.image_size, bundle.preprocessing.eval_crop),
         identity={"kind": "bundle", "runtime": model.name, "bundle_sha256": loaded.sha256,
                   "weights_sha256": bundle.weights.sha256, "step": bundle.weights.step,
+                  "num_parameters": bundle.weights.num_parameters,
                   "trained_on_sha256": bundle.dataset_sha256},
+        learnt_val=bundle.ensemble is not None and bundle.ensemble.held_out == "out_of_fold",
     )
 
 
@@ -188,6 +231,7 @@ def _of_run(target: Path, tell: Tell) -> Subject:
         transform=EvalTransform(data.image_size, data.eval_crop),
         identity={"kind": "run", "runtime": "torch fp32", "checkpoint": trained.checkpoint.path.name,
                   "weights_sha256": trained.weights_sha256, "step": trained.checkpoint.step,
+                  "num_parameters": sum(parameter.numel() for parameter in trained.model.parameters()),
                   "trained_on_sha256": trained.dataset_sha256},
     )
 
@@ -196,12 +240,12 @@ def _split(name: str) -> Split:
     return next(split for split in SPLITS if split == name)
 
 
-def _check_writable(predictions: Path) -> None:
-    """Raises StorageError, before hours of work, where the CSV could not be written after them."""
-    with storage_errors(f"the predictions {predictions} could not be written", "nothing was judged"):
-        if predictions.exists() and not predictions.is_file():
+def check_writable(path: Path, what: str) -> None:
+    """Raises StorageError, before hours of work, where a file could not be written after them."""
+    with storage_errors(f"the {what} {path} could not be written", "nothing was judged"):
+        if path.exists() and not path.is_file():
             raise OSError(errno.EINVAL, "it is not a regular file")
-        parent = next(folder for folder in predictions.absolute().parents if folder.exists())
+        parent = next(folder for folder in path.absolute().parents if folder.exists())
         if not parent.is_dir():
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(parent))
 
@@ -220,9 +264,11 @@ def _write_predictions(path: Path, logits_NK: Logits, samples: SplitSamples, sub
         replace_file(path.absolute(), text.getvalue().encode())
 
 
-def _notes(manifest: Manifest, subject: Subject, tell: Tell) -> None:
+def _notes(manifest: Manifest, subject: Subject, split: str, tell: Tell) -> None:
     if subject.threshold is None and len(subject.classes) == 2:
         tell("note: no decision threshold was recorded at validation, so the larger probability decides")
+    if subject.learnt_val and split != "test":
+        tell("note: most members of this ensemble of folds were trained on these samples; judge it on the test split")
     trained_on = subject.identity["trained_on_sha256"]
     if trained_on is not None and trained_on != manifest.sha256:
         tell("note: this is another dataset than the one trained on; samples of it may have been trained on")

@@ -45,12 +45,21 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def torch_forward(model: nn.Module, mean: Sequence[float], std: Sequence[float],
                   precision: Literal["fp32", "bf16"] = "fp32") -> Forward:
     """A forward for `score_split` from a torch model; call it within `evaluation_mode`. Thread-safe."""
-    pixel_model = PixelModel(model, mean, std)
+    of_pixels = module_forward(PixelModel(model, mean, std), precision)
 
     def forward(images_NHWC: Images) -> Logits:
         assert not model.training
+        return of_pixels(images_NHWC)
+
+    return forward
+
+
+def module_forward(module: nn.Module, precision: Literal["fp32", "bf16"] = "fp32") -> Forward:
+    """A forward for `score_split` from a module in evaluation mode that takes uint8 images_NHWC. Thread-safe."""
+
+    def forward(images_NHWC: Images) -> Logits:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            logits_NK = pixel_model(torch.from_numpy(np.ascontiguousarray(images_NHWC)))
+            logits_NK = module(torch.from_numpy(np.ascontiguousarray(images_NHWC)))
         return logits_NK.to(torch.float32).numpy()  # type: ignore[no-any-return]
 
     return forward

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from distrib.bundle import Bundle, load_bundle
+from distrib.bundle import Bundle, LoadedBundle, load_bundle
 from distrib.data.image_files import images_below, read_image_file
 from distrib.data.ingest import IngestOptions, ingest
+from distrib.data.raw_image import MAX_PIXELS
 from distrib.data.transform import EvalTransform
 from distrib.decision import decide, softmax
 from distrib.errors import BundleError, ConfigError, DataError, DistribError, DivergedError, printable
@@ -49,18 +51,14 @@ def run_predict(bundle: Path, images: Sequence[Path], *, tta: str = "none", runt
     if tta not in _TURNS:
         raise ConfigError(f"--tta {tta!r} is unknown", "nothing was predicted", f"choose one of {', '.join(_TURNS)}")
     loaded = load_bundle(bundle)
-    try:
-        options = IngestOptions.model_validate(loaded.bundle.preprocessing.ingest)
-    except ValueError as error:
-        raise BundleError(f"the bundle {bundle} asks for a preparation of images that is unknown here",
-                          "its predictions would be wrong", "use the version of distrib that wrote it") from error
+    options = ingest_options(loaded)
     paths = _files(images, tell)
     with Runtime(loaded, runtime) as model:
-        one = _Predictor(loaded.bundle, options, model, _TURNS[tta])
+        predictor = Predictor(loaded.bundle, options, model, _TURNS[tta])
         common = {"runtime": model.name, "tta": tta}
         # One task an image, decoding included: every core is busy, and at most so many images are in memory.
         with ThreadPoolExecutor(model.threads, thread_name_prefix="predict") as pool:
-            return [{**entry, **common} for entry in pool.map(one, paths)]
+            return [{**entry, **common} for entry in pool.map(partial(_of_file, predictor=predictor), paths)]
 
 
 def failure(predictions: Sequence[dict[str, Any]]) -> DistribError | None:
@@ -91,29 +89,31 @@ def _files(images: Sequence[Path], tell: Callable[[str], None]) -> list[Path]:
     return paths
 
 
-class _Predictor:
-    """From a path to its entry; safe to call from as many threads as the runtime has."""
+def ingest_options(loaded: LoadedBundle) -> IngestOptions:
+    """How the bundle's images are prepared. Raises BundleError."""
+    try:
+        return IngestOptions.model_validate(loaded.bundle.preprocessing.ingest)
+    except ValueError as error:
+        raise BundleError(f"the bundle {loaded.path} asks for a preparation of images that is unknown here",
+                          "its predictions would be wrong", "use the version of distrib that wrote it") from error
 
-    def __init__(self, bundle: Bundle, options: IngestOptions, model: Runtime, turns: Sequence[Turn]) -> None:
+
+class Predictor:
+    """From the bytes of an image file to its answer; safe to call from as many threads as the runtime has."""
+
+    def __init__(self, bundle: Bundle, options: IngestOptions, model: Runtime, turns: Sequence[Turn] = _TURNS["none"],
+                 max_pixels: int = MAX_PIXELS) -> None:
         self._bundle, self._options, self._model, self._turns = bundle, options, model, turns
+        self._max_pixels = max_pixels
         self._transform = EvalTransform(bundle.preprocessing.image_size, bundle.preprocessing.eval_crop)
 
-    def __call__(self, path: Path) -> dict[str, Any]:
-        name = str(path).encode(errors="surrogateescape").decode(errors="replace")
-        try:
-            return {"image": name, **self._predicted(self._pixels(path), name)}
-        except DistribError as error:
-            return {"image": name, "label": None, "probabilities": None, "error": error.one_line()}
-
-    def _pixels(self, path: Path) -> Images:
-        try:
-            raw = read_image_file(path)
-        except DataError as error:
-            raise DataError(f"{path} {error.fact}", "it was not used", "check the path") from error
-        canonical = ingest(raw, str(path), self._options)
+    def pixels(self, raw: bytes, name: str) -> Images:
+        """uint8 [S, S, 3], what the model is to see. Raises ImageError, whose fact begins with ``name``."""
+        canonical = ingest(raw, name, self._options, self._max_pixels)
         return self._transform(canonical.content, canonical.kind)
 
-    def _predicted(self, pixels: Images, name: str) -> dict[str, Any]:
+    def answer(self, pixels: Images, name: str) -> dict[str, Any]:
+        """{"label", "threshold" where there is one, "probabilities": {class: p}}. Raises DivergedError."""
         logits_NK = self._model.here(np.stack([turn(pixels) for turn in self._turns]))
         if not np.isfinite(logits_NK).all():
             raise DivergedError(f"the model's output for {name} is not a finite number")
@@ -123,3 +123,16 @@ class _Predictor:
         threshold = {"threshold": bundle.threshold.value} if bundle.threshold else {}
         return {"label": label, **threshold,
                 "probabilities": dict(zip(bundle.classes, map(float, probabilities_1K[0]), strict=True))}
+
+
+def _of_file(path: Path, predictor: Predictor) -> dict[str, Any]:
+    """The entry of one file."""
+    name = str(path).encode(errors="surrogateescape").decode(errors="replace")
+    try:
+        try:
+            raw = read_image_file(path)
+        except DataError as error:
+            raise DataError(f"{path} {error.fact}", "it was not used", "check the path") from error
+        return {"image": name, **predictor.answer(predictor.pixels(raw, str(path)), name)}
+    except DistribError as error:
+        return {"image": name, "label": None, "probabilities": None, "error": error.one_line()}

@@ -46,20 +46,21 @@ def compute_threads() -> int:
 
 def score_split(forward: Forward, reader: ShardReader, samples: SplitSamples, transform: Transform, *, batch: int,
                 rank: int = 0, size: int = 1, decode_threads: int = 1, workers: int = 1,
-                sum_over_ranks: SumOverRanks = alone,
+                sum_over_ranks: SumOverRanks = alone, num_columns: int | None = None,
                 progress: Callable[[int], None] | None = None) -> Logits:
     """logits_NK of every sample in split order, equal on all ranks. Collective: one sum over the ranks.
 
     Batch k holds samples k * batch and on; rank k % size computes it (the last may be smaller). ``workers``
     above 1 calls ``forward`` from that many threads at once. ``progress`` hears how many this rank has done.
+    ``num_columns``: what ``forward`` gives for a sample, where that is not one logit a class.
 
     Raises ShardError for a broken sample and DivergedError for a logit that is no finite number; where it
     happened on another rank only, DataError, so that no rank is left waiting.
     """
-    num_samples, num_classes = len(samples), len(samples.classes)
+    num_samples, num_columns = len(samples), num_columns or len(samples.classes)
     # The last element counts the ranks that failed: they must reach the sum too.
-    flat = np.zeros(num_samples * num_classes + 1, dtype=np.float32)
-    logits_NK = flat[:-1].reshape(num_samples, num_classes)
+    flat = np.zeros(num_samples * num_columns + 1, dtype=np.float32)
+    logits_NK = flat[:-1].reshape(num_samples, num_columns)
     mine = [np.arange(begin, min(begin + batch, num_samples))
             for begin in range(rank * batch, num_samples, size * batch)]
     failure: Exception | None = None
@@ -78,7 +79,7 @@ def score_split(forward: Forward, reader: ShardReader, samples: SplitSamples, tr
     if flat[-1]:
         raise DataError(f"scoring the {samples.split} split failed on another rank", "there is no complete result",
                         "see that rank's message")
-    logits_NK = flat[:-1].reshape(num_samples, num_classes) + np.float32(0)  # -0.0 and 0.0 become one
+    logits_NK = flat[:-1].reshape(num_samples, num_columns) + np.float32(0)  # -0.0 and 0.0 become one
     finite_N = np.isfinite(logits_NK).all(axis=1)
     if not finite_N.all():
         raise DivergedError(f"the model's output for sample {samples.keys[int(finite_N.argmin())]!r} is not a finite "

@@ -7,10 +7,9 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,26 @@ _NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torc
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write and fsync a file; the SHA-256 of what belongs in it, in 64 hexadecimal digits. Raises OSError."""
+    digest = hashlib.sha256()
+    with path.open("wb", buffering=0) as file:
+        for piece in _pieces(tensors):
+            digest.update(piece)
+            left = piece
+            while left:
+                left = left[file.write(left):]
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """What `write_tensors` would return; nothing is written."""
+    digest = hashlib.sha256()
+    for piece in _pieces(tensors):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
     # The widest first, as safetensors itself does, so that every tensor is aligned.
     order = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
     header, end = {}, 0
@@ -32,17 +51,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     head = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
-    digest = hashlib.sha256()
-    with path.open("wb", buffering=0) as file:
-        pieces = itertools.chain([memoryview(len(head).to_bytes(8, "little") + head)],
-                                 (_raw(tensor) for _, tensor in order))
-        for piece in pieces:
-            digest.update(piece)
-            left = piece
-            while left:
-                left = left[file.write(left):]
-        os.fsync(file.fileno())
-    return digest.hexdigest()
+    yield memoryview(len(head).to_bytes(8, "little") + head)
+    for _, tensor in order:
+        yield _raw(tensor)
 
 
 def _raw(tensor: Tensor) -> memoryview:

@@ -97,6 +97,14 @@ def read_world(environment: Mapping[str, str] = os.environ) -> World:
     return World(host=host)
 
 
+def without_world(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what says which rank a process is: for a program that a rank starts by itself."""
+    own = {name for _, *names in _NAMES for name in names} | {
+        "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_NAME", "ROLE_RANK", "ROLE_WORLD_SIZE"}
+    return {name: value for name, value in environment.items()
+            if name not in own and not name.startswith(("LAUNCH_", "TORCHELASTIC_"))}
+
+
 def _meeting_place(environment: Mapping[str, str]) -> tuple[str, int]:
     if not {"MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
         return "", 0

@@ -41,7 +41,7 @@ from launch.report import (
     tell_losses,
     tell_stop,
 )
-from launch.restarts import Outcome, Restarts, may_come_back, may_go_better
+from launch.restarts import Outcome, Restarts, found_fault, may_come_back, may_go_better
 from launch.topology import read_topology
 
 UNKILLABLE_S = 10.0
@@ -156,8 +156,8 @@ class _Watch:
                 say("some processes can not be killed: they hang in the kernel, perhaps on a file server that is gone")
                 break
             self._advance(now, running)
-            self._wait(min(self._term_at, self._kill_at, self._leave_at, self._losses.due_at(),
-                           *self._join_at.values()) - time.monotonic())
+            self._wait(min(min(self._term_at, self._kill_at, self._leave_at, self._losses.due_at(),
+                               *self._join_at.values()) - time.monotonic(), self._output.pass_on()))
         self._wait(0.0)  # a stop that came at the very end
         self._output.drain(self._selector)
         endings = list(self._endings.values())
@@ -168,6 +168,8 @@ class _Watch:
         if self._is_elastic and any(ending.code == 0 for ending in endings):
             self._tell(tell_losses(self._losses.fates(endings)))
             if (speaker := self._losses.speaker(endings)) is not None:
+                self._output.follow_others()
+                self._output.pass_on()
                 self._output.stand_in(speaker)
             return Outcome(0)
         self._tell_failure()
@@ -203,7 +205,7 @@ class _Watch:
             if not running:
                 self._term_at = now
             if now >= self._term_at:
-                if failed and not self._is_elastic:
+                if failed and (running or not self._is_elastic):
                     self._tell_failure()
                 self._send(signal.SIGTERM)
                 self._kill_at = now + self._plan.cluster.grace_s
@@ -221,9 +223,15 @@ class _Watch:
         left = len(self._processes) - len(self._endings)
         for ending in self._losses.due(self._endings.values(), now):
             signal_group(self._processes[ending.rank].pid, signal.SIGKILL)
+            came_back = ending.rank in self._losses.came_back
+            if found_fault(ending) and not came_back:  # the others would wait for it in vain, or meet the same
+                self._term_at = now
+                return
             whole = replace(ending, tail=self._output.tail_of(ending.rank))
             self._tell([tell_loss(whole, self._plan.ranks[ending.rank].host, left, self._output.folder)])
-            in_vain = ending.rank in self._losses.came_back and ending.code > 0
+            if ending.rank == 0:
+                self._output.follow_others()
+            in_vain = came_back and ending.code > 0
             if (may_come_back(ending) and not in_vain
                     and (pause := self._restarts.pause_s(now - self._began)) is not None):
                 self._join_at[ending.rank] = now + pause

@@ -13,10 +13,13 @@ from pathlib import Path
 from types import TracebackType
 
 from distrib.errors import storage_errors
+from launch.follow import Follower
 from launch.job import read_error, read_tail
 
 MAX_LINE_BYTES = 1 << 16
 TAIL_LINES = 12
+LOOK_S = 0.25
+"""How often logs that are followed are looked at."""
 DRAIN_CHUNKS = 256
 """At most so much of what a rank still writes is passed on before it is told to end."""
 
@@ -31,6 +34,7 @@ class Output:
     def __init__(self, folder: Path | None, num_ranks: int, relay: bool) -> None:
         self._relay = relay
         self._temporary = folder is None
+        self._follower: Follower | None = None
         self._open: dict[int, _Pipe] = {}
         self._starts: dict[tuple[int, str], int] = {}
         with storage_errors("the folder for the ranks' output could not be made", "nothing was started"):
@@ -109,7 +113,8 @@ class Output:
         return True
 
     def drain(self, selector: selectors.BaseSelector) -> None:
-        """Pass on what is left in the pipes, without waiting for more."""
+        """Pass on what is left in the pipes and logs, without waiting for more."""
+        self.pass_on()
         for fd in list(self._open):
             for _ in range(DRAIN_CHUNKS):
                 if not self.pump(fd, selector):
@@ -124,6 +129,20 @@ class Output:
         if rank == 0 or self.folder is None:
             return ()
         return read_tail(self.folder / f"rank-{rank}.err", TAIL_LINES, self._starts.get((rank, "err"), 0))
+
+    def follow_others(self) -> None:
+        """From now on pass on to stderr what all but rank 0 write there in this launch: one of them speaks for all."""
+        assert self.folder is not None
+        if not self._relay and self._follower is None:
+            self._follower = Follower([(rank, self.folder / f"rank-{rank}.err", start)
+                                       for (rank, name), start in self._starts.items() if name == "err"])
+
+    def pass_on(self) -> float:
+        """What is new in the logs that are followed; seconds until it should be asked again."""
+        if self._follower is None:
+            return float("inf")
+        self._follower.pass_on()
+        return LOOK_S
 
     def stand_in(self, rank: int) -> None:
         """Pass on to stdout what a rank wrote there: rank 0, which speaks for all, was lost."""

@@ -18,9 +18,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
 
 from distrib.errors import DistribError, StorageError, WorldError
+from launch.follow import Follower
 from launch.inbox import REPEAT_S, say, signal_inbox
 from launch.inbox import STOPS as LOCAL_STOPS
 from launch.job import JobFolder, RankReport, Start, read_tail
@@ -37,7 +37,7 @@ from launch.report import (
     tell_losses,
     tell_stop,
 )
-from launch.restarts import Outcome, may_go_better
+from launch.restarts import Outcome, found_fault, may_go_better
 
 STOPS = (*LOCAL_STOPS, signal.SIGUSR1)
 """Slurm's warning before the time limit is SIGUSR1."""
@@ -96,9 +96,9 @@ class _Watch:
         self._plan: Start = folder.start(number)
         self._process: subprocess.Popen[bytes] | None = None
         self._reports: dict[int, RankReport] = {}
-        self._relay = _Relay(folder, range(1, self._plan.size)) if all_output else None
         self._offsets = {(rank, name): _size(folder.output(rank, name))
                          for rank in range(1, self._plan.size) for name in ("out", "err")}
+        self._relay = self._follow("out", "err") if all_output else None
         self._elastic, self._losses = elastic, Losses()
         self._signs: dict[int, tuple[int, float]] = {}
         self._mute: set[int] = set()  # ranks that give no sign any more
@@ -144,6 +144,11 @@ class _Watch:
         """Ranks that have not told their end."""
         return [rank for rank in range(self._plan.size)
                 if rank not in self._reports or self._reports[rank].code is None]
+
+    def _follow(self, *names: str) -> Follower:
+        """Ranks' logs, from where this attempt began."""
+        return Follower([(rank, self._folder.output(rank, name), start)
+                         for (rank, name), start in self._offsets.items() if name in names])
 
     def _hosts_of(self, ranks: Sequence[int]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(self._plan.hosts[self._plan.node_of(rank)] for rank in ranks))
@@ -196,8 +201,13 @@ class _Watch:
             self._ask_to_end(now, 0.0)
         elif left := len(set(silent) - mute):
             for ending in self._losses.due(self._endings(), now):
+                if found_fault(ending):  # the others would wait for it in vain, or meet the same
+                    self._term_at = now
+                    return
                 host = self._hosts_of([ending.rank])[0]
                 print(tell_loss(self._whole(ending), host, left, self._folder.logs), file=sys.stderr, flush=True)
+                if ending.rank == 0 and self._folder.job().attached:
+                    self._relay = self._relay or self._follow("err")  # another speaks for all now
 
     def _ask_to_end(self, now: float, grace_s: float) -> None:
         """Have the starter pass on the signal to save and end; after the grace it is ended itself."""
@@ -261,6 +271,8 @@ class _Watch:
         for line in tell_losses(fates):
             print(line, file=sys.stderr, flush=True)
         if 0 in fates and self._folder.job().attached:
+            if self._relay is None:
+                self._follow("err").pass_on()
             speaker = min(ending.rank for ending in endings if ending.code == 0)
             copy_to_stdout(self._folder.output(speaker, "out"), self._offsets[speaker, "out"])
         return Outcome(0, lost=self._hosts_of(silent))
@@ -276,39 +288,6 @@ class _Watch:
         self._told = True
         for line in tell_failure([self._whole(ending) for ending in self._endings()], self._folder.logs):
             print(line, file=sys.stderr, flush=True)
-
-
-class _Relay:
-    """Passes on what ranks append to their logs, each line with its rank before it, to stderr."""
-
-    def __init__(self, folder: JobFolder, ranks: Sequence[int]) -> None:
-        self._logs = [(rank, folder.output(rank, name)) for rank in ranks for name in ("out", "err")]
-        self._ends = {path: _size(path) for _, path in self._logs}
-        self._rests = dict.fromkeys(self._ends, b"")
-
-    def pass_on(self) -> None:
-        for rank, path in self._logs:
-            try:
-                with path.open("rb") as file:
-                    file.seek(self._ends[path])
-                    *lines, rest = (self._rests[path] + file.read()).split(b"\n")
-                    self._ends[path] = file.tell()
-            except OSError:
-                continue
-            self._rests[path] = rest
-            _write(sys.stderr.buffer, b"".join(f"[rank {rank}] ".encode() + line + b"\n" for line in lines))
-
-    def finish(self) -> None:
-        """Pass on last lines without an end."""
-        for rank, path in self._logs:
-            if rest := self._rests[path]:
-                _write(sys.stderr.buffer, f"[rank {rank}] ".encode() + rest + b"\n")
-
-
-def _write(stream: BinaryIO, content: bytes) -> None:
-    with contextlib.suppress(OSError):
-        stream.write(content)
-        stream.flush()
 
 
 def _size(path: Path) -> int:

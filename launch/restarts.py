@@ -43,6 +43,11 @@ def may_come_back(ending: Ending) -> bool:
     return was_killed(ending) or (ending.unasked and ending.code == 2 and ending.kind == OF_OTHERS)
 
 
+def found_fault(ending: Ending) -> bool:
+    """Whether this rank diverged, or found fault with its input or its host; by its own words. Pure."""
+    return ending.unasked and (ending.code == 3 or (ending.code == 2 and ending.kind not in ("", OF_OTHERS)))
+
+
 def may_go_better(endings: Sequence[Ending], size: int, lost: Sequence[str] = ()) -> bool:
     """Whether a failed attempt of ``size`` ranks is worth another one. Pure.
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from distrib.errors import WorldError
 from distrib.stdout import quiet_stdout
 from distrib.world import World
 
+_T = TypeVar("_T")
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 _SLICE = datetime.timedelta(seconds=0.05)
 _CREATE_S = 0.01
@@ -58,13 +59,14 @@ class Group:
         self._under_way: list[dist.Work] = []
         timeout = datetime.timedelta(seconds=timeout_s)
         # Some backends write on stdout what they find.
-        with self._lost_peer("meeting the other ranks"), _no_meeting(world), quiet_stdout():
+        with self._lost_peer("meeting the other ranks"), no_meeting(world), quiet_stdout():
             store = meeting.store if meeting else None
             self.choice = Choice(backend, "as asked for")
             if backend == "auto":
                 alone = choose_alone(world)
                 store = store or (open_store(world, timeout) if alone is None else None)
-                self.choice = alone or choose_together(world, store)
+                self.choice = alone or (choose_together(world, store) if meeting is None
+                                        else self._in_thread(lambda: choose_together(world, store)))
             name = prepare_backend(self.backend, world)
             if meeting is not None:
                 if not dist.is_initialized():
@@ -157,9 +159,9 @@ class Group:
             _abandon(self._group, self._under_way)
         self._group = None
 
-    def _in_thread(self, create: Callable[[], Any]) -> Any:
+    def _in_thread(self, create: Callable[[], _T]) -> _T:
         """What ``create`` returns or raises; left to itself if the meeting is over before."""
-        results: list[Any] = []
+        results: list[_T] = []
         errors: list[BaseException] = []
 
         def run() -> None:
@@ -228,7 +230,7 @@ def can_be_elastic(backend: str) -> bool:
 
 
 @contextmanager
-def _no_meeting(world: World) -> Iterator[None]:
+def no_meeting(world: World) -> Iterator[None]:
     """What prevents ranks from meeting though no peer is at fault, in plain words. Raises WorldError."""
     try:
         yield

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import json
 import socket
+import time
 from collections.abc import Callable
 
 import psutil
@@ -27,6 +28,8 @@ def open_store(world: World, timeout: datetime.timedelta,
         return PrefixStore("distrib", HashStore())
     if world.master_addr or announce is None:
         world.require_address()
+        if not world.is_first:
+            _await_rank_0(world, timeout.total_seconds())
         store = TCPStore(
             world.master_addr, world.master_port, world.size,
             is_master=world.is_first and not world.store_is_hosted, timeout=timeout, wait_for_workers=False,
@@ -40,6 +43,20 @@ def open_store(world: World, timeout: datetime.timedelta,
         store = TCPStore(address, port, world.size, is_master=False, timeout=timeout, wait_for_workers=False)
     # A launcher's own store may hold another attempt's keys.
     return PrefixStore(f"distrib/{world.attempt}", store)
+
+
+def _await_rank_0(world: World, timeout_s: float) -> None:
+    """Until its store can be reached: the store's own client tells each vain try in a page of C++ frames."""
+    deadline, pause_s = time.monotonic() + timeout_s, 0.05
+    while True:
+        try:
+            socket.create_connection((world.master_addr, world.master_port), CONNECT_S).close()
+            return
+        except OSError as error:
+            if time.monotonic() + pause_s > deadline:
+                raise RuntimeError(f"no answer from it for {timeout_s:g} s: {error.strerror or error}") from error
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 1.0)
 
 
 def _own_addresses() -> list[str]:

@@ -34,11 +34,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from distrib.data.decode import Pixels, decode_rgb
 from distrib.data.raw_image import (
+    MAX_PIXELS,
     MAX_SIDE,
     PNG,
     RefusedError,
     check_plain_png,
     check_png,
+    check_scans,
     check_side,
     check_size,
     decode_jpeg,
@@ -79,10 +81,13 @@ class Canonical:
     """What was encoded, uint8 [height, width, 3] RGB or [height, width, 1] grey."""
 
 
-def ingest(raw: bytes, name: str, options: IngestOptions) -> Canonical:
-    """Decode a raw image file once and make it canonical. Raises ImageError, whose fact begins with ``name``."""
+def ingest(raw: bytes, name: str, options: IngestOptions, max_pixels: int = MAX_PIXELS) -> Canonical:
+    """Decode a raw image file once and make it canonical. Raises ImageError, whose fact begins with ``name``.
+
+    ``max_pixels`` refuses more sources than `MAX_PIXELS` does, before anything is allocated for their pixels.
+    """
     try:
-        return _ingest(raw, options)
+        return _ingest(raw, options, max_pixels)
     except RefusedError as error:
         remedy = error.remedy or "replace the file, or leave the image out"
         raise ImageError(f"{name} {error.reason}", "it was not used", remedy) from error
@@ -108,6 +113,7 @@ def _decode_canonical(raw: bytes) -> tuple[Literal["jpg", "png"], Pixels]:
         mode, orientation = read_jpeg_header(raw)
         height, width = jpeg_size(raw)
         check_size(width, height)
+        check_scans(raw)
         check_side(width, height)
         if mode not in ("L", "RGB"):
             raise RefusedError(f"is a JPEG of colour mode {mode}, not RGB or grey")
@@ -124,13 +130,14 @@ def _decode_canonical(raw: bytes) -> tuple[Literal["jpg", "png"], Pixels]:
         raise RefusedError(f"is a damaged PNG: {plain_reason(error)}") from error
 
 
-def _ingest(raw: bytes, options: IngestOptions) -> Canonical:
+def _ingest(raw: bytes, options: IngestOptions, max_pixels: int) -> Canonical:
     if not raw:
         raise RefusedError("is empty (0 bytes)")
     if raw.startswith(b"\xff\xd8"):
         mode, orientation = read_jpeg_header(raw)
         height, width = jpeg_size(raw)
-        check_size(width, height)
+        check_size(width, height, max_pixels)
+        check_scans(raw)
         if mode in ("L", "RGB") and orientation == 1 and not _shrinks(width, height, options):
             check_side(width, height)
             pixels = decode_jpeg(raw, "GRAY" if mode == "L" else "RGB")
@@ -139,7 +146,7 @@ def _ingest(raw: bytes, options: IngestOptions) -> Canonical:
     else:
         if raw.startswith(PNG):
             check_png(raw)
-        pixels, orientation = decode_with_pillow(raw)
+        pixels, orientation = decode_with_pillow(raw, max_pixels)
         height, width = pixels.shape[:2]
     pixels = _upright(_resized(pixels, _target_size(width, height, options)), orientation)
     if orientation >= 5:

@@ -26,9 +26,12 @@ class Columns:
     label: str
     group: str | None = None
     split: str | None = None
+    kept: tuple[str, ...] = ()
+    """Further ones, whose values go with the samples."""
 
     def named(self) -> list[str]:
-        return [name for name in (self.image, self.label, self.group, self.split) if name is not None]
+        first = [name for name in (self.image, self.label, self.group, self.split) if name is not None]
+        return [*first, *(name for name in self.kept if name not in first)]
 
 
 def read_folders(source: Path, least_classes: int = 2) -> Listing:
@@ -89,7 +92,8 @@ def read_table(source: Path, table: Path, columns: Columns, least_classes: int =
             if columns.split and split is None:
                 problems.add("splits other than train, val and test", f"line {line}: {row[columns.split]}")
             group = row[columns.group] if columns.group else ""
-            samples.append(Sample(matches[0], row[columns.label], None if group.lower() in _EMPTY else group, split))
+            samples.append(Sample(matches[0], row[columns.label], None if group.lower() in _EMPTY else group, split,
+                                  tuple((name, row[name]) for name in columns.kept)))
     problems.raise_first()
     notes = finder.notes
     if unlisted := len(finder.files) - len(found):

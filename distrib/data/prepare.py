@@ -44,6 +44,8 @@ class PrepareOptions(Section):
     label_column: str | None = None
     group_column: str | None = None
     split_column: str | None = None
+    kept_columns: tuple[str, ...] = ()
+    """Whose values go into the samples' JSON, for `distrib report --subgroup`."""
     split: str | None = None
     """train/val/test; 0.8/0.1/0.1 unless the source says itself which image belongs where."""
     ingest: IngestOptions = IngestOptions()
@@ -59,6 +61,7 @@ def run_prepare(
     label_column: str | None = None, group_column: str | None = None, split_column: str | None = None,
     split: str | None = None, resize: int | None = None, image_format: str = "jpg", quality: int = 95, seed: int = 0,
     on_bad: str = "refuse", shard_samples: int = 1000, shard_mb: float = 64.0, workers: int | None = None,
+    kept_columns: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Prepare SOURCE into the dataset OUT and return its report; tables and progress go to stderr.
 
@@ -68,7 +71,7 @@ def run_prepare(
     options = validate(PrepareOptions, {
         "labels": labels, "image_column": image_column, "label_column": label_column, "group_column": group_column,
         "split_column": split_column, "split": split, "seed": seed, "on_bad": on_bad, "shard_samples": shard_samples,
-        "shard_mb": shard_mb, "workers": workers,
+        "shard_mb": shard_mb, "workers": workers, "kept_columns": tuple(dict.fromkeys(kept_columns)),
         "ingest": {"resize": resize, "format": image_format, "quality": quality},
     }, "the options of prepare")
     check_options(options)
@@ -93,6 +96,7 @@ def check_options(options: PrepareOptions) -> None:
     if options.labels is None:
         given = [name for name in ("image_column", "label_column", "group_column", "split_column")
                  if getattr(options, name) is not None]
+        given += ["keep_column"] if options.kept_columns else []
         if given:
             raise ConfigError(f"--{given[0].replace('_', '-')} is given without --labels", _NOTHING_WRITTEN,
                               "name the CSV with --labels FILE.csv")
@@ -107,7 +111,8 @@ def list_samples(source: Path, options: PrepareOptions, least_classes: int = 2) 
         return read_folders(source, least_classes)
     assert options.image_column is not None
     assert options.label_column is not None
-    columns = Columns(options.image_column, options.label_column, options.group_column, options.split_column)
+    columns = Columns(options.image_column, options.label_column, options.group_column, options.split_column,
+                      options.kept_columns)
     return read_table(source, options.labels, columns, least_classes)
 
 
@@ -202,7 +207,7 @@ def _build(source: Path, staging: Path, listing: Listing, fractions: dict[Split,
 def _preparation(source: Path, fractions: dict[Split, float] | None, options: PrepareOptions,
                  num_merged: int) -> dict[str, Any]:
     """How the dataset came to be; nothing of this machine or hour, so that a rerun gives the same document."""
-    columns = options.model_dump(include={"image_column", "label_column", "group_column", "split_column"})
+    columns = recorded_columns(options)
     split: dict[str, Any] = {"given_by": "a column" if options.split_column else "folders"}
     if fractions is not None:
         split = {"fractions": fractions, "merged_groups": num_merged}
@@ -215,6 +220,12 @@ def _preparation(source: Path, fractions: dict[Split, float] | None, options: Pr
         "labels": {"file": options.labels.name, **columns} if options.labels else None,
         "made_with": {module.__name__: module.__version__ for module in (PIL, simplejpeg, numpy, cv2)},
     }
+
+
+def recorded_columns(options: PrepareOptions) -> dict[str, Any]:
+    """The columns that were named, for the manifest."""
+    columns = options.model_dump(include={"image_column", "label_column", "group_column", "split_column"})
+    return columns | ({"kept_columns": list(options.kept_columns)} if options.kept_columns else {})
 
 
 def duplicates_across(reads: Sequence[ReadImage], keys: Sequence[str],
@@ -241,6 +252,7 @@ def write_shards(staging: Path, splits: Sequence[Split], reads: Sequence[ReadIma
                     writer.add(keys[i], read.kind, content(read), labels[i], groups[i], {
                         "path": readable(read.sample.path), "label": read.sample.label, "group": groups[i],
                         "width": read.source_width, "height": read.source_height, "sha256": read.source_sha256,
+                        **({"columns": dict(read.sample.kept)} if read.sample.kept else {}),
                     })
                     progress.advance(1)
             shards += writer.shards

@@ -21,6 +21,9 @@ MAX_PIXELS = 178_956_970
 """Largest width times height of a source: Pillow's own limit for a decompression bomb (512 MiB of RGB)."""
 MAX_SIDE = 32_766
 """Largest width or height of a canonical image: what OpenCV can resample."""
+MAX_SCANS = 100
+"""Most passes over the pixels that a JPEG may ask for. Encoders make about ten; each costs as much as the image is
+large, however few bytes it takes, so thousands would keep a processor busy for minutes."""
 
 # Not EPS, PDF, WMF and the like: those start other programs.
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")
@@ -64,21 +67,28 @@ def check_plain_png(raw: bytes) -> None:
             check_side(*image.size)
             if image.has_transparency_data:
                 raise RefusedError("is transparent in places")
-            if getattr(image, "n_frames", 1) > 1:
+            if getattr(image, "is_animated", False):
                 raise RefusedError("is animated")
             if b"eXIf" in raw and exif_orientation(image) != 1:  # it decodes the image to look for EXIF at its end
                 raise RefusedError(f"lies on its side: its EXIF orientation is {exif_orientation(image)}")
 
 
-def check_size(width: int, height: int) -> None:
+def check_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
     """Before anything is allocated for the pixels."""
     if width < 1 or height < 1:
         raise RefusedError(f"says that it is {width}x{height} pixels large")
-    if width * height > MAX_PIXELS:
+    if width * height > min(max_pixels, MAX_PIXELS):
         raise RefusedError(
-            f"says that it is {width}x{height} pixels large, more than the {MAX_PIXELS / 1e6:.0f} million accepted",
-            "make it smaller if it is real; it may be made to exhaust the memory",
+            f"says that it is {width}x{height} pixels large, more than the {min(max_pixels, MAX_PIXELS) / 1e6:.4g} "
+            "million accepted", "make it smaller if it is real; it may be made to exhaust the memory",
         )
+
+
+def check_scans(raw: bytes) -> None:
+    """Of a JPEG. In pixel data the marker can not stand; a preview in its header may add one or two."""
+    if (scans := raw.count(b"\xff\xda")) > MAX_SCANS:
+        raise RefusedError(f"is a JPEG of {scans} scans, more than the {MAX_SCANS} accepted",
+                           "save it anew if it is real; it may be made to keep the processor busy")
 
 
 def check_side(width: int, height: int) -> None:
@@ -133,17 +143,17 @@ def exif_orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def decode_with_pillow(raw: bytes) -> tuple[Pixels, int]:
+def decode_with_pillow(raw: bytes, max_pixels: int) -> tuple[Pixels, int]:
     """Pixels [H, W, 1 or 3] as stored, and the EXIF orientation still to be applied."""
     with _pillow_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with open_image(raw) as image:
-            check_size(*image.size)
+            check_size(*image.size, max_pixels)
             try:
-                frames = getattr(image, "n_frames", 1)
-                if frames > 1:
-                    raise RefusedError(f"holds {frames} frames or pages, not one image",
-                                        "save the one you mean as an image of its own")
+                # Not n_frames: counting the pages of a TIFF made for it takes hours.
+                if getattr(image, "is_animated", False):
+                    raise RefusedError("holds several frames or pages, not one image",
+                                       "save the one you mean as an image of its own")
                 image.load()
                 orientation = exif_orientation(image)  # after load: Pillow has turned TIFFs itself by then
                 pixels = _to_8_bits(image)

@@ -22,6 +22,8 @@ class Sample:
     label: str
     group: str | None = None
     split: Split | None = None
+    kept: tuple[tuple[str, str], ...] = ()
+    """Further columns of its row, by name, that go with it into the dataset."""
 
 
 @dataclass

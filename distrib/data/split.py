@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from distrib.data.manifest import SPLITS, Split
 from distrib.errors import ConfigError, DataError
 
-Fractions = Mapping[Split, float]
+Part = TypeVar("Part", bound=str)
+"""The name of a split, or of a fold."""
 
 _NAMES: dict[str, Split] = {
     "train": "train", "training": "train",
@@ -53,8 +55,9 @@ def keyed_digest(seed: int, purpose: str, name: str) -> bytes:
     return hashlib.sha256(f"{seed}\0{purpose}\0{name}".encode(errors="surrogateescape")).digest()
 
 
-def split_groups(groups: Sequence[str], labels: Sequence[int], classes: Sequence[str], fractions: Fractions,
-                 seed: int, before: Mapping[Split, NDArray[np.int64]] | None = None) -> dict[str, Split]:
+def split_groups(groups: Sequence[str], labels: Sequence[int], classes: Sequence[str],
+                 fractions: Mapping[Part, float], seed: int,
+                 before: Mapping[Part, NDArray[np.int64]] | None = None) -> dict[str, Part]:
     """The split of every group, given each sample's group and label; the order of the samples has no influence.
 
     ``before``: samples of each class that splits have already, [num_classes] each. Raises DataError if a class that
@@ -75,7 +78,7 @@ def split_groups(groups: Sequence[str], labels: Sequence[int], classes: Sequence
         count = counts[group]
         return int(totals[count > 0].min()), -int(count.sum()), keyed_digest(seed, "split", group)
 
-    result: dict[str, Split] = {}
+    result: dict[str, Part] = {}
     for group in sorted(counts, key=rank):
         count = counts[group]
         seen += count
@@ -133,7 +136,7 @@ def _furthest_behind(lag: NDArray[np.float64], shares: NDArray[np.float64], tie:
     return int(best[min(int(np.searchsorted(np.cumsum(shares[best]), drawn, side="right")), len(best) - 1)])
 
 
-def _refuse_rare(num_groups: Mapping[str, int], splits: tuple[Split, ...]) -> None:
+def _refuse_rare(num_groups: Mapping[str, int], splits: tuple[str, ...]) -> None:
     rare = [f"{name!r} ({n})" for name, n in num_groups.items() if n < len(splits)]
     if rare:
         more = f" and {len(rare) - 10} more" if len(rare) > 10 else ""

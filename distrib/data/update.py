@@ -40,6 +40,7 @@ from distrib.data.prepare import (
     duplicates_across,
     list_samples,
     publish_dataset,
+    recorded_columns,
     write_shards,
 )
 from distrib.data.reading import ReadImage, read_images, remove_spools, spooled
@@ -71,8 +72,9 @@ def run_update(
 ) -> dict[str, Any]:
     """Write the next version of DATASET, with the images of SOURCE, into OUT and return its report.
 
-    Images are taken in as those of the dataset were. ``split`` gives the parts for new groups; by default those
-    that the dataset was prepared with. OUT appears by one rename; no byte of DATASET changes. Raises DistribError.
+    Images are taken in as those of the dataset were, and with ``labels`` the same further columns are kept. ``split``
+    gives the parts for new groups; by default those that the dataset was prepared with. OUT appears by one rename; no
+    byte of DATASET changes. Raises DistribError.
     """
     old = load_manifest(dataset)
     options = validate(UpdateOptions, {
@@ -80,6 +82,7 @@ def run_update(
         "split_column": split_column, "split": split, "seed": old.preparation.get("seed", 0), "on_bad": on_bad,
         "shard_samples": shard_samples, "shard_mb": shard_mb, "workers": workers, "test": test,
         "new_classes": new_classes,
+        "kept_columns": (old.preparation.get("labels") or {}).get("kept_columns", ()) if labels is not None else (),
         "ingest": old.ingest,
     }, "the options of update")
     check_options(options)
@@ -276,7 +279,7 @@ def _warn_of_missing(classes: Sequence[str], shards: Sequence[Shard]) -> None:
 
 def _preparation(old: Manifest, source: Path, version: int, options: UpdateOptions) -> dict[str, Any]:
     """The first version's, and one entry an update."""
-    columns = options.model_dump(include={"image_column", "label_column", "group_column", "split_column"})
+    columns = recorded_columns(options)
     return {**old.preparation, "updates": [*old.preparation.get("updates", ()), {
         "version": version, "source": readable(source.resolve().name), "test": options.test, "split": options.split,
         "labels": {"file": options.labels.name, **columns} if options.labels else None,

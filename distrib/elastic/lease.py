@@ -18,8 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from distrib.errors import CheckpointError, storage_errors
 from distrib.rundir import RunDir
 
@@ -31,10 +29,20 @@ def process_identity() -> dict[str, Any]:
     """What tells this process from all others, now and later, on every machine."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        namespace = os.readlink("/proc/self/ns/pid")
+        namespace, started = os.readlink("/proc/self/ns/pid"), _started(os.getpid())
     except OSError:
-        boot = namespace = ""
-    return {"boot": boot, "namespace": namespace, "pid": os.getpid(), "started": psutil.Process().create_time()}
+        boot, namespace, started = "", "", 0
+    return {"boot": boot, "namespace": namespace, "pid": os.getpid(), "started": started}
+
+
+def _started(pid: int) -> int:
+    """When a process began, in ticks since the machine did: unlike a date it does not change when the clock is set.
+    Raises OSError if it has ended, also if nobody has asked yet how."""
+    stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    fields = stat[stat.rindex(")") + 2:].split()
+    if fields[0] in "ZX":
+        raise ProcessLookupError
+    return int(fields[19])
 
 
 def is_gone(identity: dict[str, Any]) -> bool | None:
@@ -43,8 +51,8 @@ def is_gone(identity: dict[str, Any]) -> bool | None:
     if not mine["boot"] or any(mine[name] != identity.get(name) for name in ("boot", "namespace")):
         return None
     try:
-        return bool(psutil.Process(int(identity["pid"])).create_time() != identity["started"])
-    except (psutil.NoSuchProcess, KeyError, ValueError):
+        return bool(_started(int(identity["pid"])) != identity["started"])
+    except (OSError, KeyError, ValueError, TypeError):
         return True
 
 

@@ -6,13 +6,14 @@ import datetime
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from types import TracebackType
+from typing import Any
 
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-from distrib.comm.group import Group, Meeting
+from distrib.comm.group import Group, Meeting, no_meeting
 from distrib.comm.meeting import open_store
 from distrib.comm.oneccl import own_address
 from distrib.config import CommConfig
@@ -26,6 +27,8 @@ from distrib.world import World
 
 MOST_TRIES = 20
 """New views in a row without a step in between; then the run ends."""
+ALARM_S = 2.0
+"""So soon after a loss broke something it is heard of."""
 
 
 class Link:
@@ -34,32 +37,45 @@ class Link:
     ``lease`` is the run's; rank 0 holds it from the start, others take it when they lead.
     """
 
-    def __init__(self, world: World, comm: CommConfig, run: RunDir, lease: Lease, tell: Callable[[str], None]) -> None:
+    def __init__(self, world: World, comm: CommConfig, run: RunDir, lease: Lease, tell: Callable[[str], None],
+                 most: int) -> None:
+        """``most``: see `Members`."""
+        self._most = most
         self._comm, self._run, self._lease, self._tell = comm, run, lease, tell
         self._timeout = datetime.timedelta(seconds=comm.timeout_s)
         self._world = world
         self._backend: str = comm.backend
-        self._tries, self._position = 0, NOTHING_YET
+        self._tries, self._position, self._leaves = 0, NOTHING_YET, False
         self.last: Regrouped | None = None
         """How the present view came about; None: it is the first."""
         self.members: Members | None = None
+        self.changes: list[dict[str, Any]] = []
+        """Of the leader: what became of the members since it was read last, for the log: ranks, lost, joined."""
 
     def meet(self) -> Group:
-        """The first view. Collective. Raises WorldError."""
+        """The first view, or the next one if somebody is lost or does not come. Collective. Raises WorldError."""
         world = self._world
-        store = open_store(world, self._timeout)
         self.members = Members(world.host, own_address(world.master_addr), self._comm.silence_s,
-                               self._comm.timeout_s)
-        if world.is_first:
-            store.set("epoch", str(self._lease.token))
+                               self._comm.timeout_s, self._most)
         try:
-            self.members.meet(world.rank, world.size, int(store.get("epoch")), store)
+            with no_meeting(world):
+                store = open_store(world, self._timeout)
+                if world.is_first:
+                    store.set("epoch", str(self._lease.token))
+                self.members.meet(world.rank, world.size, int(store.get("epoch")), store, self._tell)
         except RuntimeError as error:
-            raise WorldError(f"rank {world.rank} on {world.host}: the ranks did not meet "
-                             f"({str(error).splitlines()[0]})", "nothing was started",
-                             "see the other ranks' own messages") from error
-        group = self._group(store)
-        self._publish()
+            whom = "the ranks did not meet" if world.is_first else \
+                f"rank 0 at {world.master_addr}, port {world.master_port}, was lost or never came"
+            raise WorldError(f"rank {world.rank} on {world.host}: {whom} ({str(error).splitlines()[0]})",
+                             "nothing was started", "see the other ranks' own messages") from error
+        try:
+            self.members.check()
+            group = self._group(store)
+        except WorldError:
+            if not self.members.alarm.wait(ALARM_S):
+                raise
+            return self.regroup(NOTHING_YET)
+        self._publish()  # if not done with the choice
         return group
 
     def join(self) -> Group:
@@ -75,8 +91,11 @@ class Link:
         if first is None:
             raise WorldError("the run has no members", "this rank did not join")
         self.members = Members(self._world.host, own_address(first.address), self._comm.silence_s,
-                               self._comm.timeout_s)
+                               self._comm.timeout_s, self._most)
         self.members.join(places, secret)
+        if len(places) >= self._most:
+            self._tell(f"{_count(len(places), 'rank')} for train.lanes = {self._most}: this one waits until one of "
+                       "them is lost")
         return self.regroup(NOTHING_YET)
 
     def regroup(self, position: Position) -> Group:
@@ -88,9 +107,10 @@ class Link:
             if self._tries > MOST_TRIES:
                 raise WorldError(f"the ranks came together {MOST_TRIES} times without getting a step further",
                                  "the run was ended", "look at the network and at the ranks' own messages")
+            before = self.members.places
             self.last = self.members.regroup(position, self._claim, self._comm.timeout_s)
             self._world = self._world_of(self.last)
-            self._tell_lost(self.last)
+            self._tell_changes(self.last, before)
             try:
                 self._publish()
                 address, port = self.last.store
@@ -125,33 +145,42 @@ class Link:
         if self.members is not None:
             self.members.tell_fault(f"rank {self._world.rank} on {self._world.host}: {fault}")
 
+    def leave(self) -> None:
+        """This rank alone ends; the others go on as soon as its connections are closed."""
+        self._leaves = True
+
     def __enter__(self) -> Link:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         if self.members is not None:
-            if kind is None:
+            if kind is None and not self._leaves:
                 self.members.finish()
             self.members.close()
 
     def _group(self, store: object) -> Group:
         assert self.members is not None
         group = Group(self._world, self._backend, self._comm.timeout_s, Meeting(store, self.members.check))
-        self._backend = group.backend  # chosen once
+        if self._backend != group.backend:
+            self._backend = group.backend  # chosen once, for who joins too
+            self._publish()
         return group
 
     def _claim(self, epoch: int, is_over: bool) -> tuple[int, bool]:
         """See `distrib.elastic.members.Claim`."""
         if self._lease.token < 0 and self._lease.newest()[0] < 0:
-            raise StorageError(f"{self._world.host} does not see the run folder {self._run.root}, and the rank that "
-                               "wrote it is lost", "the run was ended; its checkpoints are whole",
-                               "keep the run folder on storage that all hosts share")
+            raise WorldError(f"{self._world.host} does not see the run folder {self._run.root}, and the rank that "
+                             "wrote it is lost", "this rank was ended; the run's checkpoints are whole",
+                             "keep the run folder on storage that all hosts share")
         if not is_over and not self._lease.is_unchanged():
             raise WorldError("the rank that leads the run goes on, and this one does not hear it",
                              "it was ended so that no two models are trained from one run",
                              "look at the network between the hosts")
-        is_ours = self._lease.claim(epoch)
+        try:
+            is_ours = self._lease.claim(epoch)
+        except StorageError as error:  # here; other hosts may reach the folder yet
+            raise WorldError(error.fact, "this rank, which was to lead the run, was ended", error.remedy) from error
         return self._lease.newest()[0], is_ours
 
     def _publish(self) -> None:
@@ -176,23 +205,29 @@ class Link:
                        local_size=len(here), master_addr=regrouped.store[0], master_port=regrouped.store[1],
                        store_is_hosted=False)
 
-    def _tell_lost(self, regrouped: Regrouped) -> None:
+    def _tell_changes(self, regrouped: Regrouped, before: Mapping[int, Place]) -> None:
+        """``before``: where members were in the last view."""
         if not self.is_leader:
             return
-        if regrouped.lost:
-            self._tell(f"lost: {_count(len(regrouped.lost), 'rank')} ({_numbers(regrouped.lost)}); "
-                       f"{_count(len(regrouped.view.members), 'rank')} {'go' if self._world.size > 1 else 'goes'} on "
-                       f"from step {max(regrouped.positions.values()).step}")
+        size, step = len(regrouped.view.members), max(regrouped.positions.values()).step
         new = [member for member, position in regrouped.positions.items() if position == NOTHING_YET]
-        if new and len(new) < len(regrouped.view.members):
-            self._tell(f"joined: {_count(len(new), 'rank')} ({_numbers(new)}); now "
-                       f"{_count(len(regrouped.view.members), 'rank')}")
+        self.changes.append({
+            "ranks": size,
+            "lost": [{"number": one, "host": before[one].host if one in before else None} for one in regrouped.lost],
+            "joined": [{"number": one, "host": regrouped.places[one].host} for one in new],
+        })
+        if regrouped.lost:
+            self._tell(f"lost: {_named(regrouped.lost, before)}; {_count(size, 'rank')} {'go' if size > 1 else 'goes'} "
+                       + (f"on from step {step}" if step >= 0 else "on"))
+        if new and len(new) < size:
+            self._tell(f"joined: {_named(new, regrouped.places)}; now {_count(size, 'rank')}")
 
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _numbers(members: object) -> str:
-    assert isinstance(members, (list, tuple))
-    return "number " + ", ".join(map(str, members))
+def _named(members: Collection[int], places: Mapping[int, Place]) -> str:
+    """How many, and each one's number and host; who never came has none."""
+    each = (f"{member} on {places[member].host}" if member in places else str(member) for member in members)
+    return f"{_count(len(members), 'rank')} (number {', '.join(each)})"

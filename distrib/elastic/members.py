@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from typing import Any
 
 from torch._C._distributed_c10d import Store
 
+from distrib.elastic.arrival import ADDRESS, who_came
 from distrib.elastic.membership import (
     NOTHING_YET,
     Decision,
@@ -33,6 +35,7 @@ from distrib.errors import WorldError
 
 _BEATS = 5
 """In the time after which a silent member counts as lost."""
+_PROBE_S = 1.0
 
 Claim = Callable[[int, bool], tuple[int, bool]]
 """(epoch, whether the last leader can not be going on) -> (the lease's newest token, whether this member took it, as
@@ -65,7 +68,9 @@ class Members:
     ``alarm`` is set when the view is over and training must stop at the next step boundary.
     """
 
-    def __init__(self, host: str, address: str, silence_s: float, start_s: float) -> None:
+    def __init__(self, host: str, address: str, silence_s: float, start_s: float, most: int) -> None:
+        """``most``: so many members there may be; who comes then waits until one is lost."""
+        self._most = most
         self.alarm = threading.Event()
         self._silence_s, self._patience_s = silence_s, max(start_s, silence_s)
         self._changed = threading.Condition()
@@ -79,22 +84,52 @@ class Members:
 
     # What the thread of training calls.
 
-    def meet(self, me: int, size: int, epoch: int, store: Store) -> None:
-        """Get to know the other members of a run's first view. Collective. Raises RuntimeError if one does not come."""
+    def meet(self, me: int, size: int, epoch: int, store: Store, tell: Callable[[str], None]) -> None:
+        """Get to know the other members of a run's first view. Collective. Raises RuntimeError, WorldError.
+
+        Who does not come for ``start_s``, or ends meanwhile, is lost to the view, and the alarm is set.
+        """
         if me == 0:
             store.set("members/secret", secrets.token_hex(16))
-        store.set(f"members/{me}", json.dumps(vars(self.place)))
+        store.set(ADDRESS.format(me), json.dumps(vars(self.place)))
+        came = who_came(me, size, self._patience_s, store, tell)
+        if me not in came:
+            raise WorldError(f"rank {me} came later than {self._patience_s:g} s after rank 0, and the others began "
+                             "without it", "it was ended", "have it join: `distrib train --run DIR --join`")
         self._wire.secret = store.get("members/secret").decode()
-        self._places = {other: Place(**json.loads(store.get(f"members/{other}"))) for other in range(size)}
+        self._places = {other: Place(**json.loads(store.get(ADDRESS.format(other)))) for other in came}
         self._known = Knowledge(me, View(epoch, tuple(range(size)), size))
-        for other in range(me):
-            self._wire.open(self._places[other], other, me, self.place)
         self._wire.start()
+        for other in range(size):
+            if other not in came:  # nobody lets it in any more
+                self._lose(other, dead=True)
+            elif other < me:
+                try:
+                    self._wire.open(self._places[other], other, me, self.place)
+                except OSError as error:
+                    self._lose(other, dead=isinstance(error, ConnectionRefusedError))
+        self._wait_for_connections()
+
+    def _wait_for_connections(self) -> None:
+        """Until every member that lives is connected, or one is lost; who ended before it called is found by a call."""
         deadline = time.monotonic() + self._patience_s
+        while True:
+            with self._changed:
+                if self._changed.wait_for(lambda: self._is_complete() or self.alarm.is_set(), _PROBE_S):
+                    return
+                missing = self._unconnected()
+            for member in missing:
+                place, dead = self._places[member], False
+                try:
+                    socket.create_connection((place.address, place.port), _PROBE_S).close()
+                except OSError as error:
+                    dead = isinstance(error, ConnectionRefusedError)
+                if dead or time.monotonic() > deadline:
+                    self._lose(member, dead=dead)
+
+    def _lose(self, member: int, *, dead: bool) -> None:
         with self._changed:
-            while not self._changed.wait_for(lambda: self._is_complete() or self.alarm.is_set(), 1.0):
-                if time.monotonic() > deadline:
-                    raise RuntimeError("not all members could be reached")
+            self._learn(self._known.lose(member, dead=dead))
 
     def join(self, places: Mapping[int, Place], secret: str) -> None:
         """Ask the members of a run to be taken in; `regroup` then waits for that. Raises WorldError."""
@@ -129,7 +164,7 @@ class Members:
     @property
     def someone_waits(self) -> bool:
         """Whether somebody asks to join: the leader then ends the view at the next step boundary."""
-        return any(peer.is_joining for peer in self._wire.peers)
+        return len(self._known.view.members) < self._most and any(peer.is_joining for peer in self._wire.peers)
 
     def check(self) -> None:
         """Raise ViewEndedError if the view is over."""
@@ -193,7 +228,10 @@ class Members:
             if self.me >= 0 else self._next is not None
 
     def _is_complete(self) -> bool:
-        return {peer.member for peer in self._wire.peers} >= set(self._known.view.members) - {self.me}
+        return not self._unconnected()
+
+    def _unconnected(self) -> set[int]:
+        return set(self._known.report.hears) - {peer.member for peer in self._wire.peers} - {self.me}
 
     def _refuse(self) -> None:
         if self._known.expelled:
@@ -232,7 +270,8 @@ class Members:
                 self._known = self._known.pass_over(epoch)
                 self._tell()
                 return
-            joining = [peer for peer in self._wire.peers if peer.is_joining]
+            room = max(0, self._most - len(decision.live))
+            joining = [peer for peer in self._wire.peers if peer.is_joining][:room]
             view = next_view(known.view, decision.live, len(joining))
             new = dict(zip(range(known.view.next_member, view.next_member), joining, strict=True))
             reports = {**known.reports, known.me: known.report}
@@ -289,6 +328,8 @@ class Members:
             peer.is_joining = word["member"] < 0
             if not peer.is_joining:
                 peer.member = int(word["member"])
+                if self._told is not None:  # before it called
+                    self._wire.send(peer, _message(self._told))
             self._changed.notify_all()
         elif "next" in word:
             if self.me < 0 or self._known.may_enter(int(word["next"]["before"])):

@@ -1,58 +1,35 @@
-"""From a run to a bundle: trace, write, read back, compare, publish."""
+"""From a run, or another subject, to a bundle: trace, write, read back, compare, publish."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
-from distrib import __version__
-from distrib.bundle import (
-    FILE_NAME,
-    PREFERENCE,
-    Bundle,
-    ExactName,
-    FormatName,
-    Gates,
-    Parity,
-    Preprocessing,
-    ReducedName,
-    Weights,
-    describe_file,
-    load_bundle,
-)
-from distrib.data.ingest import IngestOptions
-from distrib.data.manifest import Manifest, SplitSamples, load_manifest
+from distrib.bundle import FILE_NAME, ExactName, FormatName, Gates, Parity, ReducedName, load_bundle
 from distrib.data.shards import ShardReader
-from distrib.data.transform import EvalTransform
-from distrib.decision import positive_index
 from distrib.durable import publish_dir, write_durable
 from distrib.errors import DataError, storage_errors
-from distrib.evaluate import check_classes
 from distrib.export.onnx_format import onnx_file
 from distrib.export.parity import compare, worst_of
-from distrib.export.table import write_format, write_reduced
+from distrib.export.subject import Subject, describe, subject_of_run
+from distrib.export.table import default_format, write_format, write_reduced
 from distrib.export.torch_format import trace
 from distrib.export.wishes import check_wishes
-from distrib.forward import torch_forward
-from distrib.rundir import RunDir
+from distrib.forward import module_forward
 from distrib.runtimes.table import one_by_one, open_files
 from distrib.scoring import Images, Logits, compute_threads, score_split, spread_images
-from distrib.trained import Trained, load_trained
 
 Tell = Callable[[str], None]
 
 _SEVERAL = 8  # images a call, beside one by one
-_PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "numpy", "opencv-python-headless",
-             "simplejpeg", "pillow")
 
 
 def run_export(run: Path, *, out: Path, formats: Sequence[str] = ("torch", "onnx", "openvino"),
@@ -72,34 +49,35 @@ def run_export(run: Path, *, out: Path, formats: Sequence[str] = ("torch", "onnx
     Raises BundleError, CheckpointError, ConfigError, DataError, MissingPartError, StorageError.
     """
     exact, reduced = check_wishes(run, out, formats, tolerance, num_samples, max_drop, calibration)
-    trained = load_trained(RunDir(run), tell)
-    manifest = load_manifest(trained.experiment.data.dataset)
-    check_classes(manifest, trained.classes, str(run))
-    if trained.dataset_sha256 != manifest.sha256:
-        raise DataError(f"the dataset {trained.experiment.data.dataset} is not the one that {run} was trained on",
-                        "the bundle would record the wrong preparation", "put the dataset back as it was")
-    split: Literal["val", "train"] = "val" if any(shard.split == "val" for shard in manifest.shards) else "train"
-    if reduced and split != "val":
-        raise DataError(f"the dataset {trained.experiment.data.dataset} has no validation split",
+    return write_bundle(subject_of_run(run, tell), out=out, exact=exact, reduced=reduced, tolerance=tolerance,
+                        num_samples=num_samples, max_drop=max_drop, calibration=calibration, metrics=metrics, tell=tell)
+
+
+def write_bundle(subject: Subject, *, out: Path, exact: Sequence[ExactName], reduced: Sequence[ReducedName],
+                 tolerance: float, num_samples: int, max_drop: float, calibration: int,
+                 metrics: dict[str, Any] | None = None, tell: Tell = lambda _: None) -> dict[str, Any]:
+    """`run_export` of any subject. Raises BundleError, DataError, MissingPartError, StorageError."""
+    manifest, data = subject.manifest, subject.experiment.data
+    if reduced and subject.split != "val":
+        raise DataError(f"the dataset {data.dataset} has no validation split",
                         f"{', '.join(reduced)} could not be judged",
                         "prepare it with three splits, or export exact formats only")
-    keys, images_NHWC = _spread(trained, manifest.samples(split), num_samples)
+    keys, images_NHWC = spread_images(data.dataset, manifest.samples(subject.split), subject.transform, num_samples)
     staging = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.partial")
     with storage_errors(f"the bundle {out} could not be written", "there is no bundle"), _removed_on_error(staging):
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
         staging.mkdir()
-        data = trained.experiment.data
-        program = trace(trained.model, data.mean, data.std, data.image_size)
+        program = trace(subject.module, data.image_size)
         files: dict[FormatName, tuple[Path, ...]] = {}
         for name in exact:
             tell(f"writing {name}")
             files[name] = tuple(write_format(name, program, staging))
-        parity = _gate(trained, files, keys, images_NHWC, split, tolerance, tell)
+        parity = _gate(subject, files, keys, images_NHWC, tolerance, tell)
         gates = None
         if reduced:
-            num_calibration = _reduce(trained, manifest, program, staging, reduced, calibration, files, tell)
-            gates = _second_gate(trained, manifest, files, reduced, num_calibration, max_drop, tell)
-        bundle = _describe(trained, manifest, files, parity, gates, metrics or {})
+            num_calibration = _reduce(subject, program, staging, reduced, calibration, files, tell)
+            gates = _second_gate(subject, files, reduced, num_calibration, max_drop, tell)
+        bundle = describe(subject, files, parity, gates, metrics or {})
         for path in staging.iterdir():
             _fsync(path)
         write_durable(staging / FILE_NAME, bundle.to_bytes())
@@ -107,7 +85,7 @@ def run_export(run: Path, *, out: Path, formats: Sequence[str] = ("torch", "onnx
     loaded = load_bundle(out)
     return {"bundle": str(out), "sha256": loaded.sha256, "formats": list(files),
             "default_format": bundle.default_format,
-            "weights_sha256": trained.weights_sha256, "step": trained.checkpoint.step,
+            "weights_sha256": bundle.weights.sha256, "step": bundle.weights.step,
             "bytes": sum(file.bytes for one in bundle.files.values() for file in one),
             "threshold": bundle.threshold.model_dump(mode="json") if bundle.threshold else None,
             "parity": bundle.parity.model_dump(mode="json"),
@@ -131,25 +109,20 @@ def _fsync(path: Path) -> None:
         os.close(fd)
 
 
-def _spread(trained: Trained, samples: SplitSamples, wanted: int) -> tuple[list[str], Images]:
-    data = trained.experiment.data
-    return spread_images(data.dataset, samples, EvalTransform(data.image_size, data.eval_crop), wanted)
-
-
-def _gate(trained: Trained, files: dict[FormatName, tuple[Path, ...]], keys: Sequence[str], images_NHWC: Images,
-          split: str, tolerance: float, tell: Tell) -> Parity:
-    data = trained.experiment.data
-    eager = torch_forward(trained.model, data.mean, data.std)
+def _gate(subject: Subject, files: dict[FormatName, tuple[Path, ...]], keys: Sequence[str], images_NHWC: Images,
+          tolerance: float, tell: Tell) -> Parity:
+    side, split = subject.experiment.data.image_size, subject.split
+    eager = module_forward(subject.module)
     several = [images_NHWC[begin:begin + _SEVERAL] for begin in range(0, len(images_NHWC), _SEVERAL)]
     reference_NK = np.concatenate([eager(part) for part in several])
     threads = compute_threads()
     formats = {}
     with ThreadPoolExecutor(threads, thread_name_prefix="gate") as pool:
         for name, paths in files.items():
-            singly = open_files(name, paths, data.image_size, threads)
-            together = open_files(name, paths, data.image_size, threads, any_batch=True)
+            singly = open_files(name, paths, side, threads)
+            together = open_files(name, paths, side, threads, any_batch=True)
             outputs = (one_by_one(singly, images_NHWC, pool), np.concatenate(list(pool.map(together, several))))
-            checks = [compare(name, reference_NK, logits_NK, keys, trained.classes, trained.threshold, tolerance)
+            checks = [compare(name, reference_NK, logits_NK, keys, subject.classes, subject.threshold, tolerance)
                       for logits_NK in outputs]
             formats[name] = worst_of(*checks)
             tell(f"{name} agrees with the trained model on {len(keys)} {split} images: probabilities within "
@@ -158,11 +131,12 @@ def _gate(trained: Trained, files: dict[FormatName, tuple[Path, ...]], keys: Seq
                   formats=formats)
 
 
-def _reduce(trained: Trained, manifest: Manifest, program: torch.export.ExportedProgram, staging: Path,
+def _reduce(subject: Subject, program: torch.export.ExportedProgram, staging: Path,
             names: Sequence[ReducedName], calibration: int, files: dict[FormatName, tuple[Path, ...]],
             tell: Tell) -> int:
     """Write the reduced formats and note their ``files``; returns the number of images calibrated with."""
-    keys, images_NHWC = _spread(trained, manifest.samples("train"), calibration)
+    samples = subject.manifest.samples("train")
+    keys, images_NHWC = spread_images(subject.experiment.data.dataset, samples, subject.transform, calibration)
     with onnx_file(program, staging) as source:
         for name in names:
             tell(f"writing {name}, calibrated on {len(keys)} training images")
@@ -170,88 +144,31 @@ def _reduce(trained: Trained, manifest: Manifest, program: torch.export.Exported
     return len(keys)
 
 
-def _second_gate(trained: Trained, manifest: Manifest, files: dict[FormatName, tuple[Path, ...]],
+def _second_gate(subject: Subject, files: dict[FormatName, tuple[Path, ...]],
                  names: Sequence[ReducedName], num_calibration: int, max_drop: float, tell: Tell) -> Gates:
     """Reduced formats against the default one, on the whole validation split."""
     from distrib.export.drop import judge, metric_of  # scikit-learn takes a second
 
-    experiment, classes = trained.experiment, trained.classes
-    samples = manifest.samples("val")
-    transform = EvalTransform(experiment.data.image_size, experiment.data.eval_crop)
+    experiment, classes = subject.experiment, subject.classes
+    samples = subject.manifest.samples("val")
     threads = compute_threads()
 
     def logits(name: FormatName) -> Logits:
         forward = open_files(name, files[name], experiment.data.image_size, threads)
-        return score_split(lambda images_NHWC: one_by_one(forward, images_NHWC, pool), reader, samples, transform,
-                           batch=experiment.evaluate.batch, decode_threads=experiment.data.decode_threads)
+        return score_split(lambda images_NHWC: one_by_one(forward, images_NHWC, pool), reader, samples,
+                           subject.transform, batch=experiment.evaluate.batch,
+                           decode_threads=experiment.data.decode_threads)
 
-    reference = _default_format(files)
+    reference = default_format(files)
     formats = {}
     with (ShardReader(experiment.data.dataset, samples) as reader,
           ThreadPoolExecutor(threads, thread_name_prefix="gate") as pool):
         exact_NK = logits(reference)
         for name in names:
             formats[name] = judge(name, exact_NK, logits(name), samples.labels, classes, experiment.evaluate,
-                                  trained.threshold, max_drop)
+                                  subject.threshold, max_drop)
             tell(f"{name}: {experiment.evaluate.metric} {formats[name].value:.4f} on {len(samples)} val images, worse "
                  f"by {formats[name].drop:.2g}; {formats[name].labels_equal} labels equal")
     exact_value = abs(metric_of(exact_NK, samples.labels, classes, experiment.evaluate))
     return Gates(split="val", num_samples=len(samples), metric=experiment.evaluate.metric, exact_format=reference,
                  exact_value=exact_value, max_drop=max_drop, calibration_samples=num_calibration, formats=formats)
-
-
-def _default_format(files: dict[FormatName, tuple[Path, ...]]) -> ExactName:
-    return next(name for name in PREFERENCE if name in files)
-
-
-def _describe(trained: Trained, manifest: Manifest, files: dict[FormatName, tuple[Path, ...]], parity: Parity,
-              gates: Gates | None, metrics: dict[str, Any]) -> Bundle:
-    data, classes = trained.experiment.data, trained.classes
-    positive = positive_index(classes, trained.experiment.evaluate.positive_class)
-    validation = {key: value for key, value in trained.validation.items() if key not in ("threshold", "classes")}
-    return Bundle(
-        files={name: tuple(map(describe_file, paths)) for name, paths in files.items()},
-        default_format=_default_format(files),
-        preprocessing=Preprocessing(
-            ingest=IngestOptions.model_validate(manifest.ingest).model_dump(mode="json"),
-            image_size=data.image_size, eval_crop=data.eval_crop, mean=data.mean, std=data.std,
-        ),
-        classes=classes,
-        positive_class=None if positive is None else classes[positive],
-        threshold=trained.threshold,
-        metrics={"val": validation} | metrics if validation else metrics,
-        dataset_sha256=manifest.sha256,
-        weights=Weights(sha256=trained.weights_sha256, step=trained.checkpoint.step,
-                        kind="model" if trained.checkpoint.ema is None else "ema",
-                        num_parameters=sum(parameter.numel() for parameter in trained.model.parameters())),
-        code={"distrib": __version__, "git": git_commit(Path(__file__).resolve().parents[2])},
-        libraries={name: version for name in _PACKAGES if (version := _version(name)) is not None},
-        experiment=trained.experiment.model_dump(mode="json"),
-        parity=parity,
-        gates=gates,
-    )
-
-
-def git_commit(root: Path) -> str | None:
-    """The commit that a source tree has checked out, from git's own files; None outside a checkout."""
-    try:
-        git = root / ".git"
-        head = (git / "HEAD").read_text().strip()
-        if not head.startswith("ref: "):
-            return head
-        name = head.removeprefix("ref: ")
-        if (git / name).exists():
-            return (git / name).read_text().strip()
-        for line in (git / "packed-refs").read_text().splitlines():
-            if line.endswith(f" {name}"):
-                return line.split(" ")[0]
-    except (OSError, UnicodeDecodeError):
-        pass
-    return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distrib.bundle import ExactName, FormatName, ReducedName
+from distrib.bundle import PREFERENCE, ExactName, FormatName, ReducedName
 from distrib.errors import BundleError, ConfigError, DistribError, MissingPartError
 from distrib.scoring import Images
 
@@ -44,6 +44,11 @@ def parse_formats(names: Sequence[str]) -> tuple[list[ExactName], list[ReducedNa
         raise ConfigError(f"--format {','.join(sorted(wanted))} has no exact format", "nothing was exported",
                           f"add one of {', '.join(_FORMATS)}: it runs by default, and the others are compared with it")
     return exact, [name for name in _REDUCED if name in wanted]
+
+
+def default_format(names: Container[FormatName]) -> ExactName:
+    """The format that runs by default, of those in a bundle."""
+    return next(name for name in PREFERENCE if name in names)
 
 
 def write_format(name: ExactName, program: torch.export.ExportedProgram, folder: Path) -> list[Path]:

@@ -11,19 +11,18 @@ from torch import fx, nn
 
 from distrib.errors import BundleError, MissingPartError
 from distrib.export.table import first_line
-from distrib.forward import PixelModel
 from distrib.runtimes.quiet import quiet
 
 # What tracing notes about source files: paths of this machine, and nothing that running needs.
 _TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
 
 
-def trace(model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], side: int) -> torch.export.ExportedProgram:
+def trace(module: nn.Module, side: int) -> torch.export.ExportedProgram:
     """The graph from uint8 images_NHWC [N, side, side, 3] to logits_NK, for any N. Raises BundleError."""
     pixels = torch.zeros((2, side, side, 3), dtype=torch.uint8)
     try:
         with quiet(), torch.no_grad():
-            program = torch.export.export(PixelModel(model, mean, std).eval(), (pixels,),
+            program = torch.export.export(module, (pixels,),
                                           dynamic_shapes={"images_NHWC": {0: torch.export.Dim("batch", min=1)}})
     except Exception as error:  # tracing runs the model's own code
         raise BundleError(f"the model can not be traced: {first_line(error)}", "no bundle was written",

@@ -19,6 +19,14 @@ def check_wishes(run: Path, out: Path, formats: Sequence[str], tolerance: float,
 
     Raises BundleError, CheckpointError or ConfigError for what can not be fulfilled.
     """
+    names = check_bundle_wishes(out, formats, tolerance, num_samples, max_drop, calibration)
+    load_run_experiment(RunDir(run))
+    return names
+
+
+def check_bundle_wishes(out: Path, formats: Sequence[str], tolerance: float, num_samples: int, max_drop: float,
+                        calibration: int) -> tuple[list[ExactName], list[ReducedName]]:
+    """`check_wishes` of any subject."""
     names = parse_formats(formats)
     if not 0 < tolerance < 1 or num_samples < 1:  # also of nan, which no difference exceeds
         raise ConfigError(f"--tolerance {tolerance:g} and --samples {num_samples} check nothing",
@@ -29,5 +37,4 @@ def check_wishes(run: Path, out: Path, formats: Sequence[str], tolerance: float,
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise BundleError(f"{out} exists already", "nothing was written; it is as it was",
                           "choose another --out, or remove it first")
-    load_run_experiment(RunDir(run))
     return names

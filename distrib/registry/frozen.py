@@ -31,9 +31,12 @@ class Seen:
     """(length, CRC-32) of the encoded images."""
 
 
-def seen_by(manifest: Manifest, judged: Split, version: int) -> Seen:
-    """What a model judged on the split ``judged`` has learnt or was chosen from, up to a version of the dataset."""
-    learnt = ("train",) if judged == "val" else ("train", "val")
+def seen_by(manifest: Manifest, judged: Split, version: int, *, in_folds: bool = False) -> Seen:
+    """What a model judged on the split ``judged`` has learnt or was chosen from, up to a version of the dataset.
+
+    ``in_folds``: its validation split was cut into folds with the training split, so that it has learnt from both.
+    """
+    learnt = ("train",) if judged == "val" and not in_folds else ("train", "val")
     shards = [shard for shard in manifest.shards
               if shard.split in learnt and shard.version <= version]
     return Seen(frozenset(group for shard in shards for group in shard.index.group),

@@ -175,10 +175,12 @@ def _check_leaks(loaded: LoadedBundle, candidate: Path, manifest: Manifest, samp
                  trained_on: Sequence[Path]) -> None:
     """Raises DataError if the model has seen something of the test, or if what it has seen can not be known."""
     experiment = _experiment(loaded)
+    data = experiment.data
     known = [manifest, *map(load_manifest, trained_on)]
     with contextlib.suppress(ManifestError):  # it may have been moved
-        known.append(load_manifest(experiment.data.dataset))
+        known.append(load_manifest(data.dataset))
     start = experiment.model.start
+    in_folds = data.folds is not None and "val" in data.fold_over
     for recorded in dict.fromkeys((loaded.bundle.dataset_sha256, *(start.datasets if start is not None else ()))):
         found = next(((one, version) for one in known if (version := version_of(one, recorded)) is not None), None)
         if found is None:
@@ -186,7 +188,7 @@ def _check_leaks(loaded: LoadedBundle, candidate: Path, manifest: Manifest, samp
             raise DataError(f"the dataset that {whose}{candidate} was trained on is not known here",
                             "whether it has seen the test can not be known, so it was not promoted",
                             "name its folder with --trained-on")
-        if leaked := leaks(samples, seen_by(found[0], samples.split, found[1])):
+        if leaked := leaks(samples, seen_by(found[0], samples.split, found[1], in_folds=in_folds)):
             group = samples.groups[samples.keys.index(leaked[0])]
             raise DataError(f"{len(leaked)} of {len(samples)} {samples.split} samples are of groups or images that "
                             f"{candidate} was trained on, such as {leaked[0]} of group {group}",

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 
 from distrib.comm.group import Group
 from distrib.config import Experiment
-from distrib.errors import ConfigError
+from distrib.errors import ConfigError, WorldError
 from distrib.train.environment import DECISIVE
 from distrib.train.processor import resolve_precision
-from distrib.train.settle import Settled, differences, with_precision
+from distrib.train.settle import FREE, Settled, differences, with_precision
 
 _LINE_BYTES = 512
 # What every node may have its own value of: where things lie, and how they are read.
 _LOCAL = ("data.dataset", "data.decode_threads", "data.prefetch_steps", "model.weights", "model.start.source")
 
 
-def agree_on_experiment(settled: Settled, group: Group) -> Experiment:
+class NotLetInError(WorldError):
+    """A rank that wants to join was given another experiment or dataset; the others go on without it."""
+
+
+def agree_on_experiment(settled: Settled, group: Group, newcomers: Collection[int] = ()) -> Experiment:
     """Collective: the experiment that all ranks train, its precision resolved for rank 0's processor.
 
-    Raises ConfigError, on every rank, naming the first one that was given another experiment or dataset.
+    ``newcomers`` are ranks that join the others: they take rank 0's values of what does not change the model. Raises
+    ConfigError, on every rank, naming the first one that was given another experiment or dataset; if that is a
+    newcomer, only there, and NotLetInError on the others.
     """
     wish = settled.experiment.train.precision
     experiment = with_precision(settled.experiment, resolve_precision(wish))
@@ -31,12 +37,27 @@ def agree_on_experiment(settled: Settled, group: Group) -> Experiment:
     if wish == "auto":
         experiment = with_precision(experiment, theirs["train"]["precision"])
     mine = {**experiment.model_dump(mode="json"), "dataset_sha256": settled.manifest.sha256}
-    named = [name for name in differences(theirs, mine) if not name.startswith(_LOCAL)]
+    named = [name for name in differences(theirs, mine)
+             if not name.startswith(FREE if group.rank in newcomers else _LOCAL)]
     odd = _first_odd_one(group, ", ".join(named))
     if odd is not None:
+        if newcomers and not named:
+            raise NotLetInError(f"{odd} than rank 0", "it was not let in, and the others go on")
         raise ConfigError(f"{odd} than rank 0", "one model can not be trained from two experiments",
                           "give every node the same experiment, dataset and overrides")
-    return experiment
+    return _with_free_keys_of(theirs, experiment) if group.rank in newcomers else experiment
+
+
+def _with_free_keys_of(theirs: Mapping[str, Any], experiment: Experiment) -> Experiment:
+    document = experiment.model_dump(mode="json")
+    for name in differences(theirs, document):
+        if name != "dataset_sha256" and not name.startswith(_LOCAL):
+            *sections, key = name.split(".")
+            mine, given = document, theirs
+            for section in sections:
+                mine, given = mine[section], given[section]
+            mine[key] = given[key]
+    return Experiment.model_validate(document)
 
 
 def warn_of_other_processors(environment: Mapping[str, Any], group: Group, tell: Callable[[str], None]) -> None:

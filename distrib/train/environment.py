@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from distrib import __version__
+from distrib.code import code_record
 from distrib.errors import CheckpointError, storage_errors
 from distrib.rundir import RunDir
 from distrib.train.processor import read_processor
@@ -36,6 +37,7 @@ def describe_environment(world: World, dataset_sha256: str, parts: Sequence[str]
         "world_size": world.size,
         "host": world.host,
         "dataset_sha256": dataset_sha256,
+        "code": code_record(),
     }
 
 

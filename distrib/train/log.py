@@ -117,9 +117,9 @@ class ProgressLine:
         if now - self._last_shown < pause and step < self._total:
             return
         self._last_shown = now
-        left_s = (now - self._started) / (step - self._first) * (self._total - step)
-        text = (f"step {step}/{self._total}  loss {record['loss']:.4f}  {record['images_per_s']:.0f} images/s  "
-                f"{_clock(left_s)} left")
+        text = f"step {step}/{self._total}  loss {record['loss']:.4f}  {record['images_per_s']:.0f} images/s"
+        if step > self._first:  # not so where a lost leader did the step and did not live to tell of it
+            text += f"  {_clock((now - self._started) / (step - self._first) * (self._total - step))} left"
         self._say(f"\r\x1b[K{text}" if self._live else f"{text}\n")
 
     def note(self, text: str) -> None:

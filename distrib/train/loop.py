@@ -115,6 +115,8 @@ class Trainer:
     """Whether to ask for that after the steps from one to another, even if nothing is due to be written."""
     moves: Callable[[], bool]
     """Whether lanes are to move to other ranks; the same on all."""
+    decide: Callable[[Stop], Stop] = lambda stop: stop
+    """Collective: what is done of the greatest wish."""
     _last_checkpoint: int | None = field(default=None, init=False)
 
     def run(self) -> Trained:
@@ -156,7 +158,7 @@ class Trainer:
             self.log.steps(records)
         if self.watch is not None:
             self.watch.after(before, period, total_s, last=end >= self.total_steps)
-        return period.stop
+        return self.decide(period.stop)
 
     def _settle(self, stop: Stop) -> bool:
         """The validation and the checkpoint that are due after a period; False if the ranks disagree, and none is."""

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import gc
 import importlib
 import json
 import os
 import secrets
-import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
-from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from distrib.checkpoint_parts import PartWriter, Writers
+from distrib.checkpoint_parts import PartWriter, Writers, remove_parts
 from distrib.checkpoint_writer import CheckpointWriter
 from distrib.comm.group import Group, can_be_elastic
 from distrib.config import Experiment
@@ -33,15 +30,17 @@ from distrib.durable import replace_file
 from distrib.elastic.lease import Lease
 from distrib.elastic.link import Link
 from distrib.elastic.membership import NOTHING_YET, Position
-from distrib.errors import DistribError, WorldError, storage_errors
+from distrib.errors import DistribError, StorageError, WorldError, storage_errors
 from distrib.models.weights import set_training, weights_sha256
 from distrib.rundir import RunDir
 from distrib.train import ipex
-from distrib.train.agree import agree_on_experiment, warn_of_other_processors
+from distrib.train.agree import NotLetInError, agree_on_experiment, warn_of_other_processors
 from distrib.train.balance import better_shares, lanes_of
 from distrib.train.build import training_order, training_transform, validator
 from distrib.train.environment import describe_environment, record_environment
 from distrib.train.guard import Guard, whole_source
+from distrib.train.hold import held, stop_requests
+from distrib.train.leave import all_end
 from distrib.train.ledger import Ledger
 from distrib.train.log import RunLog
 from distrib.train.loop import Pause, Progress, Trained, Trainer, Validate, total_steps
@@ -49,6 +48,7 @@ from distrib.train.optimise import (
     class_weights,
 )
 from distrib.train.paces import build_pace
+from distrib.train.places import places_of
 from distrib.train.reduction import Stop
 from distrib.train.reductions import build_reduction
 from distrib.train.settle import Settled
@@ -73,9 +73,9 @@ def run_train(settled: Settled, world: World, tell: Tell, *, join: bool = False)
     elastic = join or (world.elastic and world.size > 1 and train.reduction != "fast" and can_be_elastic(comm.backend))
     lease = Lease(run, world.host, comm.silence_s)
     with ExitStack() as stack:
-        stop_wanted = stack.enter_context(_stop_requests())
+        stop_wanted = stack.enter_context(stop_requests())
         if world.is_first and not join:
-            stack.enter_context(_held(lease, run, tell))
+            stack.enter_context(held(lease, run, tell))
             if start is not None:
                 write_start(run, start)
         else:
@@ -88,24 +88,32 @@ def run_train(settled: Settled, world: World, tell: Tell, *, join: bool = False)
                 result = rank.train(group)
                 assert result is not None
                 return result
-        link = stack.enter_context(Link(world, comm, run, lease, tell))
-        return _train_elastically(_Rank(settled, stop_wanted, tell, lease, link), link, join=join)
+        link = stack.enter_context(Link(world, comm, run, lease, tell, train.lanes))
+        rank = _Rank(settled, stop_wanted, tell, lease, link, by_hand=join and not world.join)
+        return _train_elastically(rank, link, join=join)
 
 
 def _train_elastically(rank: _Rank, link: Link, *, join: bool) -> dict[str, Any]:
     """Train in one view after another, until the run ends or this rank may not go on."""
     with rank:
-        group = link.join() if join else link.meet()
+        try:
+            group = link.join() if join else link.meet()
+        except StorageError as error:  # of the run's folder: whoever leads next would meet it too
+            link.tell_fault(error.one_line())
+            raise
         while True:
             try:
                 with group:
                     result = rank.train(group)
                 if result is not None:
                     return result
+                if rank.leaves:
+                    return rank.leave(link)
             except WorldError:  # a peer is lost: whether that ends the run shows when the others are asked
                 gc.collect()  # an old DDP must not stay tied to the parameters
             except DistribError as error:
-                link.tell_fault(error.one_line())
+                if not join or rank.position != NOTHING_YET:  # what keeps a newcomer out is not the others' business
+                    link.tell_fault(error.one_line())
                 raise
             group = link.regroup(rank.position)
 
@@ -147,7 +155,10 @@ class _Rank:
     """
 
     def __init__(self, settled: Settled, stop_wanted: Callable[[], int], tell: Tell, lease: Lease,
-                 link: Link | None) -> None:
+                 link: Link | None, *, by_hand: bool = False) -> None:
+        self.leaves = False
+        """Whether this rank was asked to end, and the others go on."""
+        self._by_hand = by_hand
         self._settled, self._run, self._lease, self._link = settled, settled.run, lease, link
         self._stop_wanted, self._tell_user = stop_wanted, tell
         self._counts: list[int] = []
@@ -160,8 +171,7 @@ class _Rank:
         self._log: RunLog | None = None
         self._writer: CheckpointWriter | None = None
         self._part: PartWriter | None = None
-        train = settled.experiment.train
-        self._guard = Guard(settled.experiment.guard.every_steps if train.reduction != "fast" else 0, self._tell)
+        self._guard = self._new_guard(settled.experiment)
         self._written = ExitStack()
         # What only a leader needs takes seconds to import, and any rank may come to lead.
         self._imports = threading.Thread(target=_import_ahead, name="imports", daemon=True)
@@ -171,6 +181,17 @@ class _Rank:
     @property
     def _has_new_members(self) -> bool:
         return self._link is not None and self._link.has_new_members
+
+    def _new_guard(self, experiment: Experiment) -> Guard:
+        return Guard(experiment.guard.every_steps if experiment.train.reduction != "fast" else 0, self._tell)
+
+    @property
+    def _newcomers(self) -> list[int]:
+        """Ranks that join others which are on their way."""
+        last = self._link.last if self._link is not None else None
+        if last is None or max(last.positions.values()) == NOTHING_YET:
+            return []
+        return [rank for rank, member in enumerate(last.view.members) if last.positions[member] == NOTHING_YET]
 
     @property
     def position(self) -> Position:
@@ -188,7 +209,14 @@ class _Rank:
         if self._experiment is None or self._has_new_members:
             if group.size > 1 and self._experiment is None:
                 self._tell(f"communication: {group.backend} ({group.choice.why})")
-            self._experiment = agree_on_experiment(self._settled, group)
+            try:
+                self._experiment = agree_on_experiment(self._settled, group, self._newcomers)
+            except NotLetInError as error:
+                self._tell(f"warning: {error.one_line()}")
+                raise
+            self._settled = self._settled.with_experiment(self._experiment)
+            if group.rank in self._newcomers:
+                self._guard = self._new_guard(self._experiment)
         experiment = self._experiment
         self._prepare(experiment, group)
         state = self._state
@@ -210,7 +238,11 @@ class _Rank:
                 break
             gc.collect()  # an old DDP must not stay tied to the parameters
         group.all_reduce(torch.zeros(1))  # nobody leaves before the last checkpoint is written
-        return self._result(trainer.progress, trained, group)
+        if self._leads:
+            remove_parts(self._run)  # of hosts that were late
+        result = self._result(trainer.progress, trained, group)
+        group.all_reduce(torch.zeros(1))  # nor before the result is: if its writer is lost another one writes it
+        return result
 
     def _prepare(self, experiment: Experiment, group: Group) -> None:
         """Collective: give every rank of the view the same state."""
@@ -239,16 +271,25 @@ class _Rank:
         self._part = PartWriter(self._run, writers) if writers.number > 0 else None
         if self._writer is not None:
             self._writer.writers = writers
-        if not self._leads or self._log is not None:
+        if not self._leads:
             return
         step = state.progress.step
+        if self._log is not None:
+            self._log_members(self._log, step)
+            return
         _begin(self._run, experiment, self._settled.manifest, self._tell)
         for difference in record_environment(self._run, self._environment, step):
             self._tell(f"warning: the last bits may differ from an undisturbed run's: {difference}")
         self._log = self._written.enter_context(
             RunLog(self._run, first_step=step, total_steps=total_steps(experiment, len(self._samples))))
+        self._log_members(self._log, step)
         self._writer = CheckpointWriter(self._run, experiment.checkpoint.keep_last, self._log.note,
                                         permitted=self._lease.is_ours, writers=writers)
+
+    def _log_members(self, log: RunLog, step: int) -> None:
+        """Who was lost and who joined before the step after this one."""
+        while self._link is not None and self._link.changes:
+            log.event("members", step, **self._link.changes.pop(0))
 
     def _share_writing(self, group: Group) -> Writers:
         """Collective: the first rank of each host writes, the leader as number 0; other ranks get a number below 0.
@@ -256,9 +297,10 @@ class _Rank:
         Without the guard the leader alone does: nothing makes sure then that the parts are of one state.
         """
         key = group.broadcast_bytes(secrets.token_bytes(8) if self._leads else None).hex()
-        is_first = group.rows_of_all(np.array([float(group.world.local_rank == 0)]))[:, 0] > 0
-        ranks = [0, *(rank for rank in range(1, group.size) if is_first[rank] and self._guard.compares)]
-        return Writers(len(ranks), ranks.index(group.rank) if group.rank in ranks else -1, key)
+        places = places_of(group)
+        ranks = [0, *(rank for rank in range(1, group.size) if places[rank].node == rank and self._guard.compares)]
+        return Writers(len(ranks), ranks.index(group.rank) if group.rank in ranks else -1, key,
+                       tuple(places[rank].host for rank in ranks))
 
     def _train_together(self, experiment: Experiment, group: Group, state: State, weights_K: Tensor | None,
                         order: Order, validate: Validate | None) -> tuple[Trained, Trainer]:
@@ -312,6 +354,7 @@ class _Rank:
                 optimizer=state.optimizer, pace=pace, average=state.average, progress=progress,
                 validate=validate,
                 log=log, writer=self._writer if self._leads else self._part, wish=self._wish, watch=watch,
+                decide=functools.partial(self._decide, group),
             )
             if self._link is not None and self._link.last is not None and progress.step:
                 trainer.checkpoint()  # the lost ranks may have taken with them what was not written yet
@@ -343,6 +386,22 @@ class _Rank:
         if self._stop_wanted():
             return Stop.END
         return Stop.REGROUP if self._link is not None and self._link.someone_waits else Stop.NO
+
+    def _decide(self, group: Group, stop: Stop) -> Stop:
+        """Collective: of an elastic run a rank may be asked to end, and the others go on."""
+        if stop is not Stop.END or self._link is None:
+            return stop
+        every, mine = all_end(group, self._stop_wanted, by_hand=self._by_hand)
+        self.leaves = mine and not every
+        return Stop.END if every else Stop.REGROUP
+
+    def leave(self, link: Link) -> dict[str, Any]:
+        """What the others do without this rank is theirs to tell."""
+        if self._writer is not None:
+            self._writer.settle()
+        link.leave()
+        self._tell_user(f"this rank was asked to end; the others go on from step {self.position.step}")
+        return {"leads": False, "signal": self._stop_wanted()}
 
     def _result(self, progress: Progress, trained: Trained, group: Group) -> dict[str, Any]:
         state = self._state
@@ -378,45 +437,3 @@ class _Rank:
 
 def _listed(values: Iterable[object]) -> str:
     return ", ".join(map(str, values))
-
-
-@contextlib.contextmanager
-def _held(lease: Lease, run: RunDir, tell: Tell) -> Iterator[None]:
-    """The run's lease, while rank 0 trains: two trainings into one folder would mix.
-
-    A folder that was made for a run which then did not begin is removed.
-    """
-    with storage_errors(f"the run folder {run.root} could not be made", "nothing was started"):
-        made = [folder for folder in (run.root, *run.root.parents) if not folder.exists()]
-        run.root.mkdir(parents=True, exist_ok=True)
-    lease.take(tell)
-    try:
-        yield
-    finally:
-        lease.release()
-        if not run.experiment.exists():
-            run.start.unlink(missing_ok=True)
-        if made and not run.experiment.exists():
-            with contextlib.suppress(OSError):
-                shutil.rmtree(run.lease)
-                for folder in made:
-                    folder.rmdir()
-
-
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[Callable[[], int]]:
-    """The signal that asked for a stop at the end of the period, or 0; a second SIGINT ends at once."""
-    wanted = 0
-
-    def ask(number: int, _: FrameType | None) -> None:
-        nonlocal wanted
-        wanted = number
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: wanted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

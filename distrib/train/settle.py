@@ -10,7 +10,8 @@ from typing import Any
 from distrib.bundle import FILE_NAME as BUNDLE_NAME
 from distrib.bundle import load_bundle
 from distrib.config import Experiment, load_experiment, load_run_experiment
-from distrib.data.manifest import FILE_NAME, Manifest, load_manifest, read_record
+from distrib.data.folds import load_view
+from distrib.data.manifest import FILE_NAME, Manifest, read_record
 from distrib.decision import positive_index
 from distrib.documents import apply_overrides, validate
 from distrib.errors import BundleError, CheckpointError, ConfigError
@@ -30,6 +31,7 @@ class Settled:
     experiment: Experiment
     """Complete, but for a precision of auto in a new run: rank 0's processor decides that for all ranks."""
     manifest: Manifest
+    """With the fold as its validation split, where the experiment names one."""
     source: Path | None = None
     """The run or bundle whose weights a new run begins with, still to be read."""
 
@@ -46,7 +48,11 @@ def settle(experiment_path: Path | None, overrides: Sequence[str], run_path: Pat
     """
     run = _run_folder(experiment_path, run_path)
     experiment = settle_experiment(run, experiment_path, overrides, source)
-    manifest = load_manifest(experiment.data.dataset)
+    if experiment.data.folds is not None and experiment.data.fold is None:
+        raise ConfigError(f"data.folds = {experiment.data.folds}, and data.fold does not say which to validate on",
+                          "nothing was started",
+                          "add --set data.fold=0, or train one run for each with `distrib ensemble --folds`")
+    manifest = load_view(experiment.data)
     _check_world(experiment, world)
     _check_dataset(run, experiment, manifest)
     if run.experiment.exists():
@@ -119,6 +125,9 @@ def _check_source(source: Path, experiment: Experiment) -> None:
         raise ConfigError("--from and model.weights are both given", "only one can be started from", "leave one out")
     if (source / BUNDLE_NAME).exists():
         bundle = load_bundle(source).bundle
+        if bundle.ensemble is not None:
+            raise BundleError(f"the bundle {source} is an ensemble of {len(bundle.ensemble.members)} members",
+                              "its weights are not those of one model", "start from the run of one of its members")
         if "torch" not in bundle.files:
             raise BundleError(f"the bundle {source} has no torch format (it has {', '.join(bundle.files)})",
                               "its weights can not be read", "start from its run, or export with --format torch")

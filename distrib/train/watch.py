@@ -6,12 +6,10 @@ the last, never from a clock of one's own. Each rank gives one row of numbers to
 
 from __future__ import annotations
 
-import json
 import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,26 +19,17 @@ from distrib.config import WatchConfig
 from distrib.train.cause import Evidence, likely_causes
 from distrib.train.log import RunLog
 from distrib.train.pace import Period
+from distrib.train.places import Place, places_of
 from distrib.train.readings import NodeMeter, NodeReading, RankMeter, RankReading
 from distrib.train.slow import RECENT, Scores, Standing, periods_until_look
 
 WARM_UP = 2
 """Periods of every start that no score counts: kernels are compiled, buffers made, the first step is done twice."""
-_HELLO_BYTES = 512
 _MOST_NOTES = 8
 _RANK_FIELDS, _NODE_FIELDS = len(fields(RankReading)), len(fields(NodeReading))
 
 Rows = NDArray[np.float64]
 """[R, N], a rank a row: seconds a period, work and data seconds a lane and step, its reading, its node's reading."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a rank runs."""
-
-    host: str
-    node: int
-    """The lowest rank on its machine, which reads for all of them."""
 
 
 def build_watch(config: WatchConfig, group: Group, num_lanes: int, log: RunLog | None) -> Watch | None:
@@ -68,7 +57,7 @@ class Watch:
 
     def __init__(self, config: WatchConfig, group: Group, num_lanes: int, log: RunLog | None) -> None:
         self._every_s, self._group, self._num_lanes = config.every_s, group, num_lanes
-        places = _places(group)
+        places = places_of(group)
         is_reader = places[group.rank].node == group.rank
         self._node = NodeMeter(group.world.master_addr if group.size > 1 else "") if is_reader else None
         self._rank = RankMeter()
@@ -188,18 +177,6 @@ class Report:
 
 def _node(row: NDArray[np.float64]) -> NodeReading:
     return NodeReading(*row[-_NODE_FIELDS:].tolist())
-
-
-def _places(group: Group) -> list[Place]:
-    """Collective: of every rank. Ranks with one host name on one machine share a node; local ranks are not asked for,
-    because not every launcher tells them."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    machine = boot.read_text().strip() if boot.exists() else ""
-    hello = json.dumps([group.world.host[:64], machine]).encode()[:_HELLO_BYTES]
-    row = np.zeros(_HELLO_BYTES)
-    row[:len(hello)] = np.frombuffer(hello, dtype=np.uint8)
-    hellos = [bytes(other.astype(np.uint8)).rstrip(b"\0") for other in group.rows_of_all(row)]
-    return [Place(json.loads(other)[0], hellos.index(other)) for other in hellos]
 
 
 def _how_slow(standing: Standing, num_ranks: int) -> str:

@@ -13,6 +13,7 @@ ImageColumn = Annotated[str | None, typer.Option(help="Column of the image's nam
 LabelColumn = Annotated[str | None, typer.Option(help="Column of the label.")]
 GroupColumn = Annotated[str | None, typer.Option(help="Column of what no two splits may share: a patient.")]
 SplitColumn = Annotated[str | None, typer.Option(help="Column that says train, val or test.")]
+KeepColumn = Annotated[list[str] | None, typer.Option(help="A further column to keep, for `report --subgroup`.")]
 OnBad = Annotated[str, typer.Option(help="Images that can not be used: refuse, or skip and record.")]
 ShardSamples = Annotated[int, typer.Option(help="Most samples in a shard.")]
 ShardMb = Annotated[float, typer.Option(help="Most megabytes in a shard.")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from distrib.checkpoint import checkpoint_paths, read_checkpoint
 from distrib.config import load_run_experiment
 from distrib.data.manifest import read_record
 from distrib.errors import CheckpointError
+from distrib.json_lines import RunFile
 from distrib.models.weights import weights_sha256
 from distrib.rundir import RunDir
 from distrib.verify.judge import same_parts
@@ -57,63 +57,39 @@ def compare_states(a: tuple[RunDir, Record], b: tuple[RunDir, Record], step: int
 
 
 def _losses(path: Path) -> dict[int, float]:
-    losses = {}
-    for number, record in _lines(path):
+    losses, file = {}, _file(path)
+    for number, record in file.lines():
         if record.get("event") not in ("step", "diverged"):
             continue
         step, loss = record.get("step"), record.get("loss", float("nan"))
         if type(step) is not int or not isinstance(loss, int | float):
-            raise _damaged(path, f"line {number} is no step with its loss")
+            raise file.damaged(f"line {number} is no step with its loss")
         losses[step] = float(loss)
     return losses
 
 
 def _starts(path: Path) -> Iterator[dict[str, Any]]:
-    for number, record in _lines(path):
+    file = _file(path)
+    for number, record in file.lines():
         if type(record.get("step")) is not int:
-            raise _damaged(path, f"line {number} does not tell its step")
+            raise file.damaged(f"line {number} does not tell its step")
         yield record
 
 
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Objects of a JSON-lines file by line number; a last line that is still being written is left out."""
-    for number, line in enumerate(_content(path).splitlines(keepends=True), 1):
-        if line.endswith(b"\n"):
-            yield number, _object(path, line, f"line {number}")
-
-
 def _result(path: Path) -> Result | None:
-    content = _content(path)
-    if not content:
+    file = _file(path)
+    document = file.document()
+    if document is None:
         return None
-    document = _object(path, content, "it")
     step, model, ema = document.get("step"), document.get("weights_sha256"), document.get("ema_sha256")
     if type(step) is not int or not isinstance(model, str) or not isinstance(ema, str | None):
-        raise _damaged(path, "it lacks the step or the weights' digest")
+        raise file.damaged("it lacks the step or the weights' digest")
     return Result(step, {"model": model, "ema": ema})
 
 
-def _content(path: Path) -> bytes:
-    """Empty if there is no such file."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        raise CheckpointError(f"{path} can not be read: {error.strerror}", "the run can not be compared",
-                              "check the path and its permissions") from error
-
-
-def _object(path: Path, text: bytes, which: str) -> dict[str, Any]:
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        document = None
-    if not isinstance(document, dict):
-        raise _damaged(path, f"{which} is no JSON object")
-    return document
+def _file(path: Path) -> RunFile:
+    return RunFile(path, "the run can not be compared")
 
 
 def _damaged(path: Path, what: str) -> CheckpointError:
-    return CheckpointError(f"{path} is damaged: {what}", "the run can not be compared",
-                           "restore it from a backup, or train again")
+    return _file(path).damaged(what)

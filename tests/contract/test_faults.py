@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from distrib.comm.table import backend_module
+from distrib.report.history import read_history
+from distrib.rundir import RunDir
 from tests.conftest import EXPERIMENT
 from tests.rig.faults import FAULTS, LAUNCHED, Fault, Outcome, run_fault, run_storm
 from tests.rig.launched import LAUNCHERS, launched
@@ -20,7 +22,7 @@ from tests.rig.nodes import why_not
 
 OVERRIDES = ("train.steps=150", "evaluate.every_epochs=5")
 QUICK: dict[str, set[str]] = {
-    "gloo": {"rank 0 is killed", "rank 0 is killed during a regroup", "a rank is stopped",
+    "gloo": {"rank 0 is killed", "rank 0 is killed during a regroup", "a rank is stopped", "rank 0 gets SIGTERM",
              "a bit flips in one of three", "all die, a byte of the newest checkpoint flips",
              "rank 0's cable is out for a while"},
     "oneccl": {"rank 0 is killed"},
@@ -55,6 +57,10 @@ def test_the_model_is_that_of_an_undisturbed_run(undisturbed: tuple[Path, str], 
         pytest.skip(lack)
     experiment, digest = undisturbed
     check(fault, digest, run_fault(fault, experiment, tmp_path / "run", backend, OVERRIDES))
+    if fault.lost and not fault.again and fault.where == "here":
+        told = {who.split()[1] for change in read_history(RunDir(tmp_path / "run")).changes for who in change.lost}
+        assert told
+        assert told <= set(map(str, fault.lost))
 
 
 def check(fault: Fault, digest: str, outcome: Outcome) -> None:

@@ -303,6 +303,11 @@ def only_train(here: Path) -> None:
     resealed("whole/dataset.json", keep)(here)
 
 
+def study(keys: str, more: str = "") -> Make:
+    """A study of these keys."""
+    return write("study.yaml", f"experiment: experiment.yaml\nkeys: {{{keys}}}\n{more}")
+
+
 def weights_of_another_model(here: Path) -> None:
     from safetensors.numpy import save_file
 
@@ -328,11 +333,14 @@ class HeldLease:
         self._lease.release()
 
 
-def taken_port(here: Path) -> Held:
-    server = socket.socket()
-    server.bind(("127.0.0.1", 29177))
-    server.listen()
-    return server
+def taken(port: int) -> Make:
+    def make(here: Path) -> Held:
+        server = socket.socket()
+        server.bind(("127.0.0.1", port))
+        server.listen()
+        return server
+
+    return make
 
 
 PREPARE = "distrib prepare photos --out new"
@@ -340,6 +348,9 @@ BY_TABLE = f"{PREPARE} --labels labels.csv --image-column image --label-column l
 TRAIN = "distrib train experiment.yaml --run new"
 GO_ON = "distrib train --run run"
 UPDATE = "distrib update data more --out new"
+ENSEMBLE = "distrib ensemble run run --out new"
+FOLDS = "distrib ensemble experiment.yaml --out new"
+TUNE = "distrib tune study.yaml --folder new"
 PROMOTE = "distrib promote bundle --registry new --data data"
 EVALUATE = "distrib evaluate run"
 EXPORT = "distrib export run --out new"
@@ -398,7 +409,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("a JPEG that is cut off", PREPARE, "damaged JPEG", both(write(X, encoded()), cut(X, 0.9))),
         Case("a PNG with a flipped bit", PREPARE, "checksum", both(write(X, encoded("PNG")), flip(X))),
         Case("a decompression bomb", PREPARE, "million", write(X, BOMB)),
-        Case("an animation", PREPARE, "2 frames", animation),
+        Case("an animation", PREPARE, "several frames", animation),
         Case("an image of a format that is not read", PREPARE, "x.heic", write("photos/cat/x.heic", b"ftypheic")),
         Case("an SVG", PREPARE, "x.svg", write("photos/cat/x.svg", "<svg/>")),
         Case("a named pipe", PREPARE, "regular file", fifo(X)),
@@ -635,6 +646,35 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("a mixture of one version", f"{TRAIN} --set data.new_ratio=0.5", "nothing to mix"),
         Case("a mixture of new images alone", f"{TRAIN} --set data.new_ratio=1", "less than 1"),
     ),
+    "tune": (
+        Case("no such file", "distrib tune none.yaml", "can not be read"),
+        Case("an experiment, not a study", "distrib tune experiment.yaml", "unknown key 'data'"),
+        Case("no such experiment", TUNE, "can not be read", write("study.yaml", "experiment: none.yaml\nkeys: {seed: "
+                                                                  "{choices: [1]}}")),
+        Case("no keys", TUNE, "'keys' is missing", write("study.yaml", "experiment: experiment.yaml\n")),
+        Case("an unknown key", TUNE, "did you mean 'lr'", study("train.lrr: {low: 0.1, high: 1.0}")),
+        Case("a range beyond a key's bounds", TUNE, "train.lr = 0", study("train.lr: {low: 0.0, high: 1.0}")),
+        Case("low above high", TUNE, "must be less than high", study("train.lr: {low: 1.0, high: 0.1}")),
+        Case("a logarithm of zero", TUNE, "above 0", study("train.weight_decay: {low: 0.0, high: 0.1, log: true}")),
+        Case("a range of what is no number", TUNE, "takes no numbers", study("data.augment.hflip: {low: 0, high: 1}")),
+        Case("values that do not go together", TUNE, "must divide", study(
+            "train.lanes: {choices: [1, 3]}, train.global_batch: {choices: [8, 9]}")),
+        Case("a condition on what does not vary", TUNE, "does not vary", study(
+            "train.momentum: {low: 0.5, high: 0.9, when: {train.optimizer: sgd}}")),
+        Case("conditions in a circle", TUNE, "leads back to itself", study(
+            "seed: {choices: [1], when: {train.lr: 1}}, train.lr: {choices: [1], when: {seed: 1}}")),
+        Case("to vary how trials are judged", TUNE, "judged in the same way", study(
+            "evaluate.metric: {choices: [loss, auroc]}")),
+        Case("data without a validation split", f"{TUNE} --set data.dataset=whole", "no 'val' split", both(
+            only_train, study("seed: {choices: [1, 2]}"))),
+        Case("a storage that is no URL", TUNE, "neither journal nor",
+             study("seed: {choices: [1, 2]}", "storage: here")),
+        Case("a database that is not there", TUNE, "does not work", study(
+            "seed: {choices: [1, 2]}", "storage: sqlite:////no/such/folder/trials.db")),
+        Case("a database without its driver", TUNE, "is not installed", study(
+            "seed: {choices: [1, 2]}", "storage: mysql://me:secret@host/trials")),
+        Case("to show a study that was not begun", f"{TUNE} --show", "is no study", study("seed: {choices: [1, 2]}")),
+    ),
     "promote": (
         Case("nothing to do", "distrib promote --registry new", "one of CANDIDATE"),
         Case("no registry", "distrib promote bundle --data data", "--registry is missing"),
@@ -651,6 +691,59 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("a model of an unknown dataset", "distrib promote bundle --registry new --data other", "--trained-on",
              both(split_otherwise, removed("data"))),
         Case("nothing to go back to", "distrib promote --registry new --rollback", "is no registry"),
+    ),
+    "ensemble": (
+        Case("one run alone", "distrib ensemble run --out new", "alone is no ensemble"),
+        Case("no run", "distrib ensemble run data --out new", "is no run"),
+        Case("the same run twice", ENSEMBLE, "the same weights"),
+        Case("a choice on the test", f"{ENSEMBLE} --split test", "never chosen on the test split"),
+        Case("a choice on what was trained on", f"{ENSEMBLE} --split train", "no split to choose on"),
+        Case("an unknown way to combine", f"{ENSEMBLE} --combine median", "--combine 'median' is unknown"),
+        Case("an unknown way to select", f"{ENSEMBLE} --select best", "--select 'best' is unknown"),
+        Case("unknown views", f"{ENSEMBLE} --tta crops", "--tta 'crops' is unknown"),
+        Case("an unknown calibration", f"{ENSEMBLE} --calibrate isotonic", "--calibrate 'isotonic' is unknown"),
+        Case("an unknown metric", f"{ENSEMBLE} --metric beauty", "--metric 'beauty' is unknown"),
+        Case("the bundle's folder is not empty", "distrib ensemble run run --out data", "exists already"),
+        Case("keys for runs that are trained", f"{ENSEMBLE} --set seed=1", "--set is for --folds"),
+        Case("one fold", f"{FOLDS} --folds 1", "--folds 1 is below 2"),
+        Case("more folds than groups", f"{FOLDS} --folds 60", "too few groups"),
+        Case("runs and folds", "distrib ensemble run run --folds 3 --out new", "name one experiment"),
+        Case("under a launcher", ENSEMBLE, "was started as 2 ranks",
+             environment={"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}),
+        Case("a run that does not say which fold", f"{TRAIN} --set data.folds=3", "which to validate on"),
+        Case("a fold that there is not", f"{TRAIN} --set data.folds=3 --set data.fold=3", "count from 0"),
+    ),
+    "serve": (
+        Case("no bundle", "distrib serve", "missing argument"),
+        Case("a run, not a bundle", "distrib serve run", "is no bundle"),
+        Case("a damaged bundle", "distrib serve bundle", "digest", flip("bundle/*.onnx")),
+        Case("a format that is not in the bundle", "distrib serve bundle --port 0 --runtime onnx-int8", "no format"),
+        Case("a port that is taken", "distrib serve bundle --port 29176", "in use", taken(29176)),
+        Case("a port that is none", "distrib serve bundle --port 123456", "--port"),
+        Case("a host that is not there", "distrib serve bundle --host nowhere.invalid", "nowhere.invalid"),
+        Case("an address of another machine", "distrib serve bundle --host 192.0.2.1", "assign"),
+        Case("no image fits", "distrib serve bundle --max-mb 0", "--max-mb"),
+        Case("images of more pixels than can be read", "distrib serve bundle --max-pixels 500", "--max-pixels"),
+        Case("a rate below 0", "distrib serve bundle --rate=-1", "--rate"),
+        Case("a rate of nan", "distrib serve bundle --rate nan", "--rate"),
+        Case("no queue", "distrib serve bundle --queue 0", "--queue"),
+    ),
+    "report": (
+        Case("no run", "distrib report", "missing argument"),
+        Case("what is neither run nor bundle", "distrib report photos", "neither a run nor a bundle"),
+        Case("a split that was trained on", "distrib report run --split train", "no held-out split"),
+        Case("a run named twice", "distrib report run ./run", "named twice"),
+        Case("too many pictures", "distrib report run --errors 25", "between 0 and 24"),
+        Case("resamples below 0", "distrib report run --bootstrap -1", "between 0 and"),
+        Case("an unknown field", "distrib report run --subgroup age", "no field 'age'"),
+        Case("bounds that fall", "distrib report run --subgroup age=60,40", "do not rise"),
+        Case("bounds of a field of words", "distrib report run --subgroup path=1", "no number"),
+        Case("no such dataset", "distrib report run --data nowhere", "does not exist"),
+        Case("a damaged sample", "distrib report run", "checksum", in_an_image),
+        Case("metrics that are no records", "distrib report run", "no JSON object", write("run/metrics.jsonl", "x\n")),
+        Case("a file where the folder should be", "distrib report run --out experiment.yaml", "could not be written"),
+        Case("a report for two ranks", "distrib report run", "one process", environment={
+            "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29176"}),
     ),
     "launch": (
         Case("no arguments", "launch", "missing command"),
@@ -689,7 +782,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("nowhere to meet", TRAIN, "MASTER_ADDR", environment={"RANK": "0", "WORLD_SIZE": "2"}),
         Case("a port that is none", TRAIN, "MASTER_PORT", environment={
             "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "123456"}),
-        Case("a port that is taken", TRAIN, "29177", taken_port, environment={
+        Case("a port that is taken", TRAIN, "29177", taken(29177), environment={
             "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29177"}),
         Case("a host that is not there", f"{TRAIN} --set comm.timeout_s=2", "nowhere.invalid", environment={
             "RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "nowhere.invalid", "MASTER_PORT": "29178"}),
@@ -865,7 +958,8 @@ def test_the_page_has_these_cases_and_no_others() -> None:
 
 
 @pytest.mark.parametrize("words", ["distrib", "launch", *(f"distrib {verb}" for verb in (
-    "prepare", "adopt", "inspect", "train", "evaluate", "export", "predict", "update", "promote", "bench")),
+    "prepare", "adopt", "inspect", "train", "evaluate", "export", "predict", "update", "promote", "bench", "ensemble",
+    "report", "serve", "tune")),
     "launch run", "launch plan"])
 def test_help_is_for_the_asking(words: str, tmp_path: Path) -> None:
     for option in ("--help", "-h"):

@@ -402,6 +402,20 @@ sys.exit(2)
     assert len(list(launch.place.glob("start-*"))) == 2
 
 
+def test_bad_input_that_one_rank_of_an_elastic_job_finds_ends_it(launch: Launch) -> None:
+    _, err = launch("""\
+import json
+if rank == "1":
+    Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(
+        {"message": "no such dataset.", "timestamp": "0", "kind": "ManifestError"}))
+    sys.exit(2)
+time.sleep(600)
+""", "--elastic", code=2, keys="restarts: 3")
+    lines = [line for line in err.splitlines() if "threads of each" not in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: rank 1: no such dataset.")
+
+
 ATTEMPTS = """\
 attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
 (place / f"start-{rank}-{attempt}-{os.environ['MASTER_PORT']}").touch()
@@ -447,6 +461,8 @@ def test_an_elastic_training_loses_a_rank_and_nothing_else(start: Start, experim
     out, told = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, told
     assert "rank 0 (was killed by SIGKILL)" in told
+    assert "[rank 1] lost: 1 rank (number 0" in told  # who speaks for all after rank 0 is heard too
+    assert "[rank 1] step 20/20" in told
     digest = json.loads(alone)["weights_sha256"]
     assert json.loads((run / "result.json").read_text())["weights_sha256"] == digest, err
     assert json.loads(out)["weights_sha256"] == digest

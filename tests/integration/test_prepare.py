@@ -18,12 +18,13 @@ import pytest
 from PIL import Image
 
 from distrib.data.decode import decode_rgb
+from distrib.data.fields import read_fields
 from distrib.data.ingest import IngestOptions, ingest
 from distrib.data.inspect import inspect_dataset
 from distrib.data.manifest import SPLITS, load_manifest
 from distrib.data.prepare import run_prepare
 from distrib.data.shards import ShardReader
-from distrib.errors import ConfigError, DataError, StorageError
+from distrib.errors import ConfigError, DataError, ShardError, StorageError
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -400,3 +401,31 @@ def test_errors_are_one_line_and_exit_code_2(tmp_path: Path, start: Start) -> No
     assert output == ""
     assert "Traceback" not in log
     assert log.strip().isprintable(), "one line"
+
+
+def test_columns_that_are_kept_can_be_read_again_in_the_order_of_the_split(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "source", 20)
+    images = sorted(path.relative_to(source).as_posix() for path in source.rglob("*.*"))
+    rows = ["image,label,age,site", *(f"{name},{name[:3]},{'' if number == 4 else number},arm {number % 2}"
+                                      for number, name in enumerate(images))]
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    run_prepare(source, tmp_path / "data", labels=tmp_path / "labels.csv", image_column="image", label_column="label",
+                kept_columns=("age", "site"), split="0.5/0.5/0")
+    manifest = load_manifest(tmp_path / "data")
+    assert manifest.preparation["labels"]["kept_columns"] == ["age", "site"]
+    seen = 0
+    for split in ("train", "val"):
+        samples = manifest.samples(split)
+        fields = read_fields(tmp_path / "data", samples, ["age", "site", "path"])
+        for age, site, path in zip(fields["age"], fields["site"], fields["path"], strict=True):
+            assert path is not None
+            number = images.index(path)
+            assert (age, site) == (None if number == 4 else str(number), f"arm {number % 2}")
+            seen += 1
+    assert seen == 20
+    with pytest.raises(DataError, match=r"no sample of the val split has a field 'sex' \(they have .*age, site"):
+        read_fields(tmp_path / "data", manifest.samples("val"), ["sex"])
+    shard = tmp_path / "data" / manifest.samples("val").shards[0].name
+    shard.write_bytes(shard.read_bytes().replace(b"arm 0", b"arm 9", 1))
+    with pytest.raises(ShardError, match="does not match its digest"):
+        read_fields(tmp_path / "data", manifest.samples("val"), ["site"])

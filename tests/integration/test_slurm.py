@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.conftest import EXPERIMENT, REPOSITORY
@@ -341,6 +342,40 @@ def test_arrays_dependencies_and_a_job_that_slurm_forgot(site: Site) -> None:
     (job / "task-3/submitted.json").write_text('{"launcher": "slurm", "slurm_job": "999999"}')
     forgotten = site.status(job / "task-3")
     assert (forgotten["state"], forgotten["reason"]) == ("ended", "Slurm has forgotten the job; its ranks succeeded")
+
+
+STUDY = """\
+experiment: {folder}/experiment.yaml
+folder: {folder}/study
+trials: 3
+keys: {{train.lr: {{low: 0.01, high: 0.1, log: true}}}}
+"""
+
+
+def test_an_array_shares_a_study_and_makes_good_for_a_worker_that_is_killed(site: Site, dataset: Path) -> None:
+    text = EXPERIMENT.format(dataset=dataset).replace("lanes: 8", f"lanes: 2, steps: {STEPS}")
+    (site.folder / "experiment.yaml").write_text(f"{text}checkpoint: {{every_steps: 5}}\n")
+    file = site.folder / "study.yaml"
+    file.write_text(STUDY.format(folder=site.folder))
+    tune = [sys.executable, "-m", "distrib", "tune", str(file)]
+    job = site.submit(site.cluster(), *tune, "--worker", options=("--array", "0-1"))
+    first = site.folder / "study/trials/0000"
+    site.until(lambda: list(first.glob("checkpoints/step-*")), "the first trial has saved")
+    mine = next(process for process in psutil.process_iter(["cmdline"])
+                if str(first) in (process.info["cmdline"] or []))
+    worker = next(parent for parent in mine.parents() if "tune" in parent.cmdline())
+    for process in (worker, *worker.children(recursive=True)):
+        process.kill()
+    site.until(lambda: set(site.status(job)["state"].split(", ")) == {"1 completed", "1 failed"}, "the array ends")
+    done = subprocess.run([*tune, "--show", "--json"], capture_output=True, text=True, timeout=LIMIT_S, check=True,
+                          env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+    assert [row["state"] for row in json.loads(done.stdout)["trials"]] == ["complete"] * 3, site.words()
+    for run in sorted((site.folder / "study/trials").iterdir()):
+        assert steps(run) == list(range(1, STEPS + 1))
+        begun = [json.loads(line)["step"] for line in (run / "environment.jsonl").read_text().splitlines()]
+        assert begun[0] == 0
+        assert all(step > 0 for step in begun[1:])
+        assert len(begun) == (2 if run == first else 1)
 
 
 HOSTILE = "it's \"a\" $(touch hacked) `touch hacked` #1; 50%j é"

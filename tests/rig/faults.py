@@ -223,6 +223,14 @@ def terminate(world: World) -> None:
     world.wait()
 
 
+def ask_to_end(rank: int) -> Callable[[World], None]:
+    """As when one node is preempted: that rank ends, and the others go on."""
+    def act(world: World) -> None:
+        world.signal(signal.SIGTERM, rank)
+        assert world.ranks[rank].wait(60.0) == 128 + signal.SIGTERM
+    return act
+
+
 def kill_all_and_damage(damage: Callable[[Path], None]) -> Callable[[World], None]:
     """All ranks die, and a file of the newest checkpoint is not what was written."""
     def act(world: World) -> None:
@@ -293,6 +301,35 @@ def flip(*ranks: int) -> Callable[[World], None]:
     return lambda world: world.signal(signal.SIGUSR2, *ranks)
 
 
+def ends(rank: int, point: str) -> tuple[str, ...]:
+    """Ranks of which one ends at one of tests.rig.early's points."""
+    return sys.executable, "-m", "tests.rig.early", str(rank), point
+
+
+def ends_by_itself(rank: int) -> Callable[[World], None]:
+    def act(world: World) -> None:
+        world.ranks[rank].wait(LIMIT_S)
+    return act
+
+
+def stop_and_go_on(rank: int, seconds: float) -> Callable[[World], None]:
+    """Longer than the others wait for a sign of it."""
+    def act(world: World) -> None:
+        world.signal(signal.SIGSTOP, rank)
+        time.sleep(seconds)
+        world.signal(signal.SIGCONT, rank)
+    return act
+
+
+def kill_as_one_joins(*ranks: int) -> Callable[[World], None]:
+    """They die when a new rank is in the view, and has nothing of the state yet."""
+    def act(world: World) -> None:
+        world.join()
+        world.until(lambda: "joined: 1 rank" in world.errors())
+        world.signal(signal.SIGKILL, *ranks)
+    return act
+
+
 FLIP = (sys.executable, "-m", "tests.rig.flip")
 CUT_OFF = "no two models are trained from one run"
 
@@ -315,6 +352,15 @@ FAULTS = [
     Fault("the disk is full for a while", fill_disk, where="disk", overrides=("checkpoint.every_steps=5",),
           says="could not be written"),
     Fault("all ranks get SIGTERM", terminate, again=True, lost=(0, 1, 2)),
+    Fault("rank 0 is stopped and goes on later", stop_and_go_on(0, 3 * SILENCE_S), lost=(0,), silent=True,
+          says=CUT_OFF),
+    Fault("a rank, and then rank 0, die as another joins", kill_as_one_joins(1, 0), lost=(1, 0)),
+    Fault("who joins dies at once", kill_as_one_joins(3), lost=(3,)),
+    *(Fault(f"rank {rank} ends {point}", ends_by_itself(rank), lost=(rank,), program=ends(rank, point))
+      for rank, point in ((0, "before it records a step"), (1, "before it writes its ledger"), (0, "in a validation"),
+                          (0, "before it writes the result"), (0, "after it wrote the result"))),
+    Fault("a rank gets SIGTERM", ask_to_end(1), lost=(1,)),
+    Fault("rank 0 gets SIGTERM", ask_to_end(0), lost=(0,)),
     Fault("all die, a byte of the newest checkpoint flips", kill_all_and_damage(flip_byte), again=True, lost=(0, 1, 2),
           overrides=("checkpoint.every_steps=10",), says="is damaged", most_done_again=30),
     Fault("all die, the newest checkpoint is cut short", kill_all_and_damage(cut_short), again=True, lost=(0, 1, 2),

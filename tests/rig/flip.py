@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from typing import Any
 
 import torch
@@ -31,4 +32,4 @@ if __name__ == "__main__":
     data_parallel = vars(paces)["data_parallel"]
     vars(paces)["data_parallel"] = _noted
     signal.signal(signal.SIGUSR2, _flip)
-    main()
+    sys.exit(main())

@@ -13,10 +13,10 @@ import torch
 
 from distrib.config import Experiment, load_experiment
 from distrib.data.manifest import Manifest, load_manifest
-from distrib.errors import ConfigError
+from distrib.errors import ConfigError, DistribError
 from distrib.rundir import RunDir
 from distrib.train import agree
-from distrib.train.agree import agree_on_experiment, warn_of_other_processors
+from distrib.train.agree import NotLetInError, agree_on_experiment, warn_of_other_processors
 from distrib.train.settle import Settled
 from distrib.world import World
 
@@ -105,6 +105,28 @@ def test_another_experiment_is_refused_on_every_rank(experiment: Path, manifest:
 
     first = odd_rank or 1  # if rank 0 differs from all, the next one is named
     assert set(on_every_rank(3, work)) == {f"rank {first} on node{first} has another {named} than rank 0"}
+
+
+def test_a_newcomer_takes_what_does_not_change_the_model(experiment: Path, manifest: Manifest) -> None:
+    ranks = [given(experiment, manifest, "comm.backend=gloo", "guard.every_steps=7", "data.decode_threads=2")] * 2
+    ranks.append(given(experiment, manifest, "comm.silence_s=3", "train.ledger=true", "data.decode_threads=5"))
+    agreed = on_every_rank(3, lambda group: agree_on_experiment(ranks[group.rank], group, [2]))
+    assert agreed[0] == agreed[1] == ranks[0].experiment
+    assert agreed[2] == load_experiment(experiment, ["comm.backend=gloo", "guard.every_steps=7",
+                                                     "data.decode_threads=5"])
+
+
+def test_a_newcomer_with_another_experiment_ends_alone(experiment: Path, manifest: Manifest) -> None:
+    ranks = [given(experiment, manifest)] * 2 + [given(experiment, manifest, "train.lr=0.3", "guard.every_steps=7")]
+
+    def work(group: Any) -> DistribError:
+        with pytest.raises(DistribError) as caught:
+            agree_on_experiment(ranks[group.rank], group, [2])
+        return caught.value
+
+    errors = on_every_rank(3, work)
+    assert [type(error) for error in errors] == [NotLetInError, NotLetInError, ConfigError]
+    assert {error.fact for error in errors} == {"rank 2 on node2 has another train.lr than rank 0"}
 
 
 def test_other_data_are_refused(experiment: Path, manifest: Manifest) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from distrib import checkpoint_parts
 from distrib.checkpoint import Checkpoint, prune, read_checkpoint, write_checkpoint
-from distrib.checkpoint_parts import PartWriter, Writers, part_of, share_tensors, write_all_parts
+from distrib.checkpoint_parts import PartWriter, Writers, part_of, remove_parts, share_tensors, write_all_parts
 from distrib.rundir import RunDir
 
 WRITERS = 3
@@ -40,9 +42,11 @@ def begin(run: RunDir, number: int, state: Checkpoint, key: str = "k") -> None:
     writer.wait()
 
 
-def finish(run: RunDir, state: Checkpoint) -> Path:
-    writers = Writers(WRITERS, 0, "k")
-    return write_checkpoint(run, state, lambda staging: write_all_parts(run, staging, state, writers))
+def finish(run: RunDir, state: Checkpoint, told: dict[str, str] | None = None) -> Path:
+    writers = Writers(WRITERS, 0, "k", ("node1", "node2", "node3"))
+    said = {} if told is None else told
+    return write_checkpoint(run, state,
+                            lambda staging: write_all_parts(run, staging, state, writers, said.__setitem__))
 
 
 def assert_whole(path: Path, state: Checkpoint) -> None:
@@ -73,9 +77,54 @@ def test_others_parts_are_taken(run: RunDir) -> None:
     assert_whole(path, state)
 
 
-def test_parts_that_do_not_come_are_written_by_the_leader(run: RunDir) -> None:
+def test_parts_that_do_not_come_are_written_by_the_leader_and_told(run: RunDir) -> None:
     begin(run, 2, made(1))
-    assert_whole(finish(run, made(1)), made(1))
+    told: dict[str, str] = {}
+    assert_whole(finish(run, made(1), told), made(1))
+    assert told == {"node2": "did not come in time", "node3": ""}
+
+
+def test_a_part_of_a_state_that_differs_by_a_bit_is_not_taken_and_told(run: RunDir) -> None:
+    """Its document is sealed and its files match it: only the leader's own state tells that they are wrong."""
+    state, other = made(1), made(1)
+    kind, name = share_tensors({(kind, name): tensor.nbytes for kind, tensors in other.kinds.items()
+                                for name, tensor in tensors.items()}, WRITERS)[1][0]
+    other.kinds[kind][name].view(torch.int32)[0, 0] ^= 1
+    begin(run, 1, other)
+    begin(run, 2, state)
+    told: dict[str, str] = {}
+    assert_whole(finish(run, state, told), state)
+    assert "not of the state that this host holds" in told["node2"]
+    assert told["node3"] == ""
+
+
+def test_a_listing_that_comes_late_is_waited_for(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network file system: what it did not find it takes for absent until a folder is opened anew."""
+    monkeypatch.setattr(checkpoint_parts, "PATIENCE_S", 20.0)
+    state = made(1)
+    begin(run, 1, state)
+    begin(run, 2, state)
+    listings: Iterator[list[str]] = iter([[], [], []])
+    real = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: _late(listings, real, path))
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    told: dict[str, str] = {}
+    path = finish(run, state, told)
+    monkeypatch.undo()
+    assert_whole(path, state)
+    assert told == {"node2": "", "node3": ""}
+
+
+def _late(listings: Iterator[list[str]], real: Callable[[Path], list[str]], path: Path) -> list[str]:
+    early = next(listings, None)
+    return real(path) if early is None else early
+
+
+def test_parts_that_came_too_late_are_removed_at_the_end(run: RunDir) -> None:
+    path = finish(run, made(1))
+    begin(run, 1, made(1))
+    remove_parts(run)
+    assert_whole(path, made(1))
 
 
 @pytest.mark.parametrize("harm", ["a bit", "cut short", "another view", "another's state", "no document", "garbage"])

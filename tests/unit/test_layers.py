@@ -16,14 +16,15 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = [
     {"cli", "__main__"},
     {"verbs"},
-    {"registry"},
-    {"train", "export", "predict", "probe", "verify", "bench"},
+    {"registry", "serve", "tune"},
+    {"ensemble"},
+    {"train", "export", "predict", "probe", "verify", "bench", "report"},
     {"evaluate", "heatmap"},
     {"scoring", "forward", "metrics", "intervals", "decision", "bundle", "runtimes", "trained", "checkpoint",
      "checkpoint_parts", "checkpoint_writer", "elastic", "tensor_file"},
     {"data", "comm", "models"},
     {"config", "rundir", "world"},
-    {"documents", "entry", "stdout"},
+    {"documents", "entry", "stdout", "code", "json_lines"},
     {"durable"},
     {"errors"},
 ]

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from distrib.elastic.lease import Lease, process_identity
+from distrib.elastic.lease import Lease, is_gone, process_identity
 from distrib.errors import CheckpointError
 from distrib.rundir import RunDir
 
@@ -94,6 +96,27 @@ def test_a_holder_gives_signs(run: RunDir) -> None:
     assert not lease.is_unchanged()
     lease.release()
     assert lease.newest()[1]["released"]
+
+
+def test_a_clock_that_is_set_does_not_make_a_living_holder_look_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dates of processes are counted from when the machine started, which is moved when the clock is set."""
+    before = process_identity()
+    monkeypatch.setattr("psutil.Process.create_time", lambda self: time.time())
+    monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: 0.0)
+    assert is_gone(before) is False
+    assert process_identity() == before
+
+
+def test_who_has_ended_and_was_not_asked_how_yet_is_gone() -> None:
+    code = "import json; from distrib.elastic.lease import process_identity; print(json.dumps(process_identity()))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    identity = json.loads(process.stdout.read())
+    try:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert is_gone(identity) is True
+    finally:
+        process.communicate()
 
 
 def test_an_identity_is_of_this_process() -> None:

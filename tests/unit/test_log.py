@@ -107,3 +107,18 @@ def test_progress_tells_the_first_and_last_step_and_does_not_flood(capsys: pytes
     now += 1
     progress.show(record(1))
     assert "2:46:39 left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("period", [1, 4])
+def test_steps_that_a_lost_leader_did_not_record_are_told_by_the_next(tmp_path: Path, period: int,
+                                                                      capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunDir(tmp_path)
+    with RunLog(run, first_step=0, total_steps=9) as log:
+        log.steps([record(1)])
+    done = 1 + period
+    with RunLog(run, first_step=done, total_steps=9) as log:
+        log.steps([record(step) for step in range(2, done + 1)])
+    lines = [json.loads(text) for text in run.metrics.read_text().splitlines()]
+    assert [entry["step"] for entry in lines] == list(range(1, done + 1))
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[-1] == "step 2/9  loss 0.5000  10 images/s"  # the time that is left is not known yet

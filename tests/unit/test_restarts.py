@@ -9,7 +9,7 @@ import pytest
 
 from launch.losses import SETTLE_S, Losses
 from launch.report import Ending, tell_loss, tell_losses
-from launch.restarts import LONG_S, MOST_WAIT_S, Outcome, Restarts, may_go_better
+from launch.restarts import LONG_S, MOST_WAIT_S, Outcome, Restarts, found_fault, may_go_better
 
 
 def cut_off(rank: int, error: str = "a peer is gone.") -> Ending:
@@ -33,6 +33,14 @@ def cut_off(rank: int, error: str = "a peer is gone.") -> Ending:
 ])
 def test_what_is_tried_again(endings: list[Ending], lost: tuple[str, ...], expected: bool) -> None:
     assert may_go_better(endings, 2, lost) is expected
+
+
+@pytest.mark.parametrize(("ending", "expected"), [
+    (Ending(1, 2, 1.0, kind="ManifestError"), True), (Ending(1, 3, 1.0, kind="DivergedError"), True),
+    (Ending(1, 2, 1.0, kind="WorldError"), False), (Ending(1, -9, 1.0), False), (Ending(1, 143, 1.0), False),
+    (Ending(1, 2, 1.0, unasked=False, kind="ConfigError"), False), (Ending(1, 1, 1.0), False)])
+def test_who_found_fault_with_its_input(ending: Ending, expected: bool) -> None:
+    assert found_fault(ending) is expected
 
 
 def test_the_pause_doubles_and_the_count_begins_anew_after_a_long_life() -> None:

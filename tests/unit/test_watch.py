@@ -12,8 +12,9 @@ from distrib.config import WatchConfig
 from distrib.rundir import RunDir
 from distrib.train.log import RunLog
 from distrib.train.pace import Period, StepMeans
+from distrib.train.places import Place
 from distrib.train.reduction import Stop
-from distrib.train.watch import WARM_UP, Place, Report, Rows, Watch
+from distrib.train.watch import WARM_UP, Report, Rows, Watch
 
 PLACES = [Place("node1", 0), Place("node1", 0), Place("node2", 2), Place("node2", 2)]
 NODE, NONE = [75.0, 4.0, 0.0, 8.0, 8.0, 0.0, 1.0, 1.0], [np.nan] * 8

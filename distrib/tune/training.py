@@ -1,0 +1,143 @@
+"""One trial's training: an ordinary run in a process of its own, watched by what it writes into its folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from distrib.config import Experiment
+from distrib.data.order import num_steps
+from distrib.errors import DivergedError
+from distrib.rundir import RunDir
+from distrib.tune import seat
+from distrib.world import without_world
+
+TRIES = 3
+"""Starts in a row of a trial that is killed each time without having come further."""
+_CHECKPOINT = re.compile(r"step-(\d{9,})")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What became of a training's process."""
+
+    how: Literal["complete", "diverged", "failed", "again"]
+    """again: it was killed, and goes on from its checkpoint."""
+    message: str = ""
+
+
+def judge(code: int, score: float | None, error: str, came_further: bool, starts: int) -> Ended:
+    """What became of a process with this exit code (below 0: that signal). Pure.
+
+    ``score`` is the finished run's; ``starts`` are those in a row that came no further.
+    """
+    if score is not None:
+        return Ended("complete")
+    if code == DivergedError.exit_code:
+        return Ended("diverged", error or "the loss is not a finite number")
+    number = -code if code < 0 else code - 128
+    if number > 0:
+        if came_further or starts < TRIES:
+            return Ended("again", f"ended by signal {number}")
+        return Ended("failed", f"ended by signal {number}, {starts} times in a row without a new checkpoint")
+    return Ended("failed", error or f"exit code {code}, without a result")
+
+
+@dataclass(frozen=True)
+class Validation:
+    epochs: int
+    """Whole passes over the training split."""
+    score: float
+    """Of evaluate.metric; higher is better."""
+
+
+class Metrics:
+    """Reads the validations that a run adds to its metrics, each once, also if the file is written anew between."""
+
+    def __init__(self, run: RunDir, experiment: Experiment, num_samples: int) -> None:
+        self._path, self._batch, self._samples = run.metrics, experiment.train.global_batch, num_samples
+        self._inode, self._offset, self._last_step = 0, 0, 0
+
+    def read(self) -> Iterator[Validation]:
+        """Those that came since the last call."""
+        for record in self._records():
+            if record.get("event") == "validation" and record["step"] > self._last_step:
+                self._last_step = record["step"]
+                yield Validation(record["step"] * self._batch // self._samples, record["validation"]["score"])
+
+    def _records(self) -> Iterator[dict[str, Any]]:
+        try:
+            with self._path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                if status.st_ino != self._inode or status.st_size < self._offset:
+                    self._inode, self._offset = status.st_ino, 0
+                file.seek(self._offset)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        return
+                    self._offset += len(line)
+                    if b'"validation"' in line:
+                        yield json.loads(line)
+        except FileNotFoundError:
+            return
+
+
+def total_epochs(experiment: Experiment, num_samples: int) -> int:
+    """Whole passes over the training split in a whole run."""
+    train = experiment.train
+    steps = train.steps or num_steps(num_samples, train.epochs, train.global_batch)
+    return steps * train.global_batch // num_samples
+
+
+def result_score(run: RunDir) -> float | None:
+    """The best score of a run that has finished; None of one that has not. Raises ValueError, OSError."""
+    try:
+        result = json.loads(run.result.read_bytes())
+    except FileNotFoundError:
+        return None
+    return float(result["best_score"])
+
+
+def last_checkpoint(run: RunDir) -> int:
+    """The step of a run's newest checkpoint; 0 without one."""
+    names = os.listdir(run.checkpoints) if run.checkpoints.exists() else []
+    return max((int(match[1]) for match in map(_CHECKPOINT.fullmatch, names) if match), default=0)
+
+
+def num_ranks(experiment: Experiment, num_cores: int) -> int:
+    """Ranks that a trial has on so many cores."""
+    return max(1, min(experiment.train.lanes, num_cores // experiment.train.threads))
+
+
+def start(run: RunDir, source: Path, log: Path, cluster: Path, ranks: int,
+          cpus: Sequence[int]) -> subprocess.Popen[bytes]:
+    """Begin a run, or go on with it, on these hardware threads, pinned by the launcher. Raises OSError.
+
+    It must be called by a thread that lives as long as the process may: at its end the run is told to stop.
+    """
+    begin = [] if run.experiment.exists() else [str(source)]
+    command = [sys.executable, "-m", "distrib", "train", *begin, "--run", str(run.root)]
+    launch = [sys.executable, "-m", "launch", "run", str(cluster), "--ranks", str(ranks), "--", *command]
+    words = [sys.executable, "-I", "-S", seat.__file__, str(os.getpid()), ",".join(map(str, cpus)), "--", *launch]
+    with log.open("ab") as said:
+        # A session of its own: Ctrl-C is for the study, which stops its trials.
+        return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said,
+                                env=without_world(os.environ), start_new_session=True)
+
+
+def last_error(log: Path) -> str:
+    """The last error that a training told, without its prefix; empty if none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.removeprefix("error: ") for line in reversed(lines) if line.startswith("error: ")), "")
