@@ -17,6 +17,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ import numpy as np
 from digits import EXPERIMENT, ROOT
 from timing import note, show
 
-from distrib.config import EvaluateConfig
-from distrib.registry.compare import Answers, compare
-from distrib.registry.entry import Compared
+from distrib.decision import log_softmax
+from distrib.intervals import percentile_interval, resampled
+from distrib.metrics import Floats, Labels
 
 RESAMPLES = 2000
 
@@ -51,16 +52,48 @@ def make_data(folder: Path, split: str) -> Path:
     return dataset
 
 
-def answers(target: Path, csv_path: Path) -> tuple[Answers, list[str], list[str], list[str]]:
-    """(answers, classes, each sample's class, each sample's group) on the test split."""
-    if not csv_path.exists():
-        run("evaluate", target, "--split", "test", "--bootstrap", "0", "--predictions", csv_path)
-    with csv_path.open(encoding="utf-8", newline="") as file:
+@dataclass(frozen=True)
+class Judged:
+    """One model on the test split: values, and the same resamples for all models."""
+
+    values: dict[str, float]
+    draws: dict[str, Floats]
+
+    def shown(self, metric: str) -> str:
+        """Value and interval."""
+        interval = percentile_interval(self.draws[metric])
+        return f"{self.values[metric]:.4f} ({interval['low']:.4f} to {interval['high']:.4f})"
+
+    def less(self, other: Judged, metric: str) -> str:
+        """Difference and paired interval."""
+        interval = percentile_interval(self.draws[metric] - other.draws[metric])
+        return f"{self.values[metric] - other.values[metric]:+.4f} ({interval['low']:+.4f} to {interval['high']:+.4f})"
+
+
+def judge(target: Path, predictions: Path) -> Judged:
+    """Evaluate on the test split."""
+    if not predictions.exists():
+        run("evaluate", target, "--split", "test", "--bootstrap", "0", "--predictions", predictions)
+    with predictions.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     classes = [name.removeprefix("p_") for name in rows[0] if name.startswith("p_")]
     probabilities_NK = np.array([[float(row[f"p_{name}"]) for name in classes] for row in rows])
-    logits_NK = np.log(np.maximum(probabilities_NK, 1e-30)).astype(np.float32)
-    return Answers(logits_NK, None), classes, [row["class"] for row in rows], [row["group"] for row in rows]
+    labels_N = np.array([classes.index(row["class"]) for row in rows])
+    return Judged(*resampled_metrics(np.log(np.maximum(probabilities_NK, 1e-30)), labels_N,
+                                     [row["group"] for row in rows]))
+
+
+def resampled_metrics(logits_NK: Floats, labels_N: Labels,
+                      groups: list[str]) -> tuple[dict[str, float], dict[str, Floats]]:
+    """Accuracy and log loss: (values, values of every resample of the groups)."""
+    terms = {"accuracy": (logits_NK.argmax(axis=1) == labels_N).astype(np.float64),
+             "loss": -log_softmax(logits_NK)[np.arange(len(labels_N)), labels_N]}
+    parts: dict[str, list[Floats]] = {name: [] for name in terms}
+    for weights_BN in resampled(groups, RESAMPLES):
+        for name, terms_N in terms.items():
+            parts[name].append(weights_BN @ terms_N / weights_BN.sum(axis=1))
+    return ({name: float(terms_N.mean()) for name, terms_N in terms.items()},
+            {name: np.concatenate(of_chunks) for name, of_chunks in parts.items()})
 
 
 def of_seed(folder: Path, dataset: Path, seed: int, folds: int, overrides: list[str]) -> None:
@@ -72,34 +105,16 @@ def of_seed(folder: Path, dataset: Path, seed: int, folds: int, overrides: list[
         for override in (f"data.dataset={dataset}", f"seed={seed}", *overrides):
             words += ["--set", override]
         run(*words)
-    mine, classes, truth, groups = answers(bundle, folder / f"ensemble-{seed}.csv")
-    labels_N = np.array([classes.index(name) for name in truth])
-
-    def judged(current: Answers | None) -> dict[str, Compared]:
-        return compare(mine, current, labels_N, groups, classes, EvaluateConfig(), RESAMPLES)
-
-    show(f"\nSeed {seed}, {len(truth)} test images; in brackets 95% intervals, those of differences paired\n")
+    whole = judge(bundle, folder / f"ensemble-{seed}.csv")
+    members = [judge(root / f"fold-{fold}", folder / f"member-{seed}-{fold}.csv") for fold in range(folds)]
+    best = max(range(folds), key=lambda fold: members[fold].values["accuracy"])
+    show(f"\nSeed {seed}; in brackets 95% intervals, those of differences paired\n")
     show("| | accuracy | ensemble less member | log loss | ensemble less member |")
     show("|---|---|---|---|---|")
-    rows = []
-    for fold in range(folds):
-        theirs = answers(root / f"fold-{fold}", folder / f"member-{seed}-{fold}.csv")[0]
-        alone = compare(theirs, None, labels_N, groups, classes, EvaluateConfig(), RESAMPLES)
-        rows.append((alone["accuracy"].candidate or 0.0, f"fold {fold}", alone, judged(theirs)))
-    best = max(rows, key=lambda row: row[0])[1]
-    for _, name, alone, both in rows:
-        show(f"| {name}{' (best)' if name == best else ''} | " + " | ".join(
-            f"{_value(alone[metric])} | {_difference(both[metric])}" for metric in ("accuracy", "loss")) + " |")
-    whole = judged(None)
-    show(f"| ensemble | {_value(whole['accuracy'])} | | {_value(whole['loss'])} | |")
-
-
-def _value(one: Compared) -> str:
-    return f"{one.candidate:.4f} ({one.low:.4f} to {one.high:.4f})"
-
-
-def _difference(one: Compared) -> str:
-    return f"{one.difference:+.4f} ({one.low:+.4f} to {one.high:+.4f})"
+    for fold, member in enumerate(members):
+        show(f"| fold {fold}{' (best)' if fold == best else ''} | " + " | ".join(
+            f"{member.shown(metric)} | {whole.less(member, metric)}" for metric in ("accuracy", "loss")) + " |")
+    show(f"| ensemble | {whole.shown('accuracy')} | | {whole.shown('loss')} | |")
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 from distrib.world import World
 
 CONNECT_S = 3.0
+_TRY_S = 1.0
 
 
 def open_store(world: World, timeout: datetime.timedelta,
@@ -43,6 +44,26 @@ def open_store(world: World, timeout: datetime.timedelta,
         store = TCPStore(address, port, world.size, is_master=False, timeout=timeout, wait_for_workers=False)
     # A launcher's own store may hold another attempt's keys.
     return PrefixStore(f"distrib/{world.attempt}", store)
+
+
+def reach_store(address: str, port: int, timeout: datetime.timedelta, check: Callable[[], None]) -> Store:
+    """A store that another rank keeps. Raises what ``check`` raises, which is called again and again, and RuntimeError.
+
+    Its own client would try for the whole timeout, deaf to everything else.
+    """
+    deadline = time.monotonic() + timeout.total_seconds()
+    while True:
+        check()
+        try:
+            socket.create_connection((address, port), _TRY_S).close()
+            break
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"no answer from port {port} of {address}: {error.strerror or error}") from error
+            time.sleep(0.02)
+    store = TCPStore(address, port, None, is_master=False, timeout=datetime.timedelta(seconds=CONNECT_S))
+    store.set_timeout(timeout)
+    return store
 
 
 def _await_rank_0(world: World, timeout_s: float) -> None:

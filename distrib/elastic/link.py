@@ -11,10 +11,10 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
-from torch._C._distributed_c10d import PrefixStore, TCPStore
+from torch._C._distributed_c10d import PrefixStore
 
 from distrib.comm.group import Group, Meeting, no_meeting
-from distrib.comm.meeting import open_store
+from distrib.comm.meeting import open_store, reach_store
 from distrib.comm.oneccl import own_address
 from distrib.config import CommConfig
 from distrib.elastic.lease import Lease
@@ -29,6 +29,7 @@ MOST_TRIES = 20
 """New views in a row without a step in between; then the run ends."""
 ALARM_S = 2.0
 """So soon after a loss broke something it is heard of."""
+JOIN_AGAIN_S = 0.5
 
 
 class Link:
@@ -79,7 +80,25 @@ class Link:
         return group
 
     def join(self) -> Group:
-        """Be taken into a run that is on its way. Raises CheckpointError or WorldError."""
+        """Be taken into a run that is on its way. Raises CheckpointError or WorldError.
+
+        In the place of a rank that a launcher lost, wait until it is: the others may not have met yet.
+        """
+        deadline = time.monotonic() + (2 * self._comm.timeout_s if self._world.join else 0.0)
+        while True:
+            try:
+                self._ask_to_join()
+                break
+            except (CheckpointError, WorldError):
+                if self.members is not None:
+                    self.members.close()
+                    self.members = None
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(JOIN_AGAIN_S)
+        return self.regroup(NOTHING_YET)
+
+    def _ask_to_join(self) -> None:
         try:
             document = json.loads(self._run.members.read_bytes())
             places = {int(member): Place(**place) for member, place in document["members"].items()}
@@ -96,7 +115,6 @@ class Link:
         if len(places) >= self._most:
             self._tell(f"{_count(len(places), 'rank')} for train.lanes = {self._most}: this one waits until one of "
                        "them is lost")
-        return self.regroup(NOTHING_YET)
 
     def regroup(self, position: Position) -> Group:
         """The next view's group, with those that are left; this member stands at ``position``. Raises WorldError."""
@@ -114,7 +132,7 @@ class Link:
             try:
                 self._publish()
                 address, port = self.last.store
-                store = TCPStore(address, port, None, is_master=False, timeout=self._timeout)
+                store = reach_store(address, port, self._timeout, self.members.check)
                 group = self._group(PrefixStore(f"view/{self.last.view.epoch}", store))
             except (RuntimeError, WorldError):
                 if not self.members.alarm.is_set():

@@ -78,6 +78,8 @@ class Members:
         self.place = Place(host, address, self._wire.port)
         self._known = Knowledge(-1, View(0, (-1,), 0))
         self._places: dict[int, Place] = {}
+        self._missing: dict[int, tuple[float, float]] = {}
+        """Members that are not connected: since when, and when they were last called."""
         self._next: Word | None = None
         self._told: Report | None = None
         self._store: Any = None
@@ -111,21 +113,9 @@ class Members:
         self._wait_for_connections()
 
     def _wait_for_connections(self) -> None:
-        """Until every member that lives is connected, or one is lost; who ended before it called is found by a call."""
-        deadline = time.monotonic() + self._patience_s
-        while True:
-            with self._changed:
-                if self._changed.wait_for(lambda: self._is_complete() or self.alarm.is_set(), _PROBE_S):
-                    return
-                missing = self._unconnected()
-            for member in missing:
-                place, dead = self._places[member], False
-                try:
-                    socket.create_connection((place.address, place.port), _PROBE_S).close()
-                except OSError as error:
-                    dead = isinstance(error, ConnectionRefusedError)
-                if dead or time.monotonic() > deadline:
-                    self._lose(member, dead=dead)
+        """Until every member that lives is connected, or one is lost."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_complete() or self.alarm.is_set())
 
     def _lose(self, member: int, *, dead: bool) -> None:
         with self._changed:
@@ -321,6 +311,24 @@ class Members:
         for peer in self._wire.peers:
             if peer.member is not None and now - peer.heard_at > self._patience_s:
                 self._learn(self._known.lose(peer.member, dead=False))
+        missing = self._unconnected() & self._places.keys() if self.me >= 0 else set()
+        self._missing = {member: self._missing.get(member, (now, now)) for member in missing}
+        for member, (since, asked) in list(self._missing.items()):
+            if now - since > self._patience_s:
+                self._learn(self._known.lose(member, dead=False))
+            elif now - asked > _PROBE_S:
+                self._missing[member] = since, now
+                threading.Thread(target=self._call, args=(member, self._places[member]), daemon=True).start()
+
+    def _call(self, member: int, place: Place) -> None:
+        """Whoever ended before it was connected closes no connection: its port tells."""
+        try:
+            socket.create_connection((place.address, place.port), _PROBE_S).close()
+        except ConnectionRefusedError:
+            if self._places.get(member) == place:
+                self._lose(member, dead=True)
+        except OSError:
+            return
 
     def _hear(self, peer: Peer, word: Word) -> None:
         if "secret" in word:

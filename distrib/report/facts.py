@@ -24,6 +24,8 @@ class Facts:
     experiment: dict[str, Any]
     experiment_text: str
     """As YAML."""
+    has_learnt_split: bool
+    """Whether members of an ensemble of folds were trained on the very split that it is judged on."""
     has_trained_on_this: bool
     """Whether the dataset that it is judged on is the one that it was trained on."""
 
@@ -46,6 +48,7 @@ def read_facts(one: Scored, history: History | None) -> Facts:
         rows.append(("started from weights, SHA-256", start["weights_sha256"]))
     return Facts(tuple((what, str(value)) for what, value in rows), experiment,
                  yaml.safe_dump(experiment, sort_keys=False, allow_unicode=True, width=100),
+                 one.subject.learnt_val and one.samples.split == "val",
                  identity["trained_on_sha256"] == one.manifest.sha256)
 
 

@@ -55,6 +55,12 @@ class Judged:
     facts: Facts
 
     @property
+    def positive_class(self) -> str | None:
+        """The class to detect, of two."""
+        name: str | None = self.report.get("positive_class")
+        return name
+
+    @property
     def intervals(self) -> dict[str, Any]:
         """By metric; empty without resamples."""
         metrics: dict[str, Any] = (self.report["intervals"] or {}).get("metrics", {})

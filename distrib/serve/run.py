@@ -103,9 +103,8 @@ def _listen(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError) as error:
         if listener is not None:
             listener.close()
-        reason = "there is no such host"
-        if isinstance(error, OSError) and not isinstance(error, socket.gaierror):
-            reason = error.strerror or str(error)
+        there = isinstance(error, OSError) and not isinstance(error, socket.gaierror)
+        reason = str(getattr(error, "strerror", error)) if there else "there is no such host"
         raise ConfigError(f"--host {host} --port {port} can not be listened on: {reason}", "nothing was started",
                           "choose another port or host, or end what holds it") from error
 

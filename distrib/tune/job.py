@@ -11,6 +11,7 @@ from pathlib import Path
 
 from optuna.trial import Trial
 
+from distrib.children.training import num_ranks, start_training
 from distrib.config import Experiment
 from distrib.elastic.lease import Lease
 from distrib.errors import StorageError, storage_errors
@@ -22,9 +23,7 @@ from distrib.tune.training import (
     judge,
     last_checkpoint,
     last_error,
-    num_ranks,
     result_score,
-    start,
     total_epochs,
 )
 
@@ -34,12 +33,11 @@ _CLAIM_LOOK_S = 1.0
 class Job:
     """From the moment its lease is ours. ``cpus``: hardware threads of ``num_cores`` cores."""
 
-    trial: Trial
     run: RunDir
     total_epochs: int
 
-    def __init__(self, number: int, claim: Lease, cpus: Sequence[int], num_cores: int) -> None:
-        self.number, self.claim = number, claim
+    def __init__(self, trial: Trial, claim: Lease, cpus: Sequence[int], num_cores: int) -> None:
+        self.trial, self.number, self.claim = trial, trial.number, claim
         self._cpus, self._num_cores = cpus, num_cores
         self.failed = ""
         """Why it can not be begun."""
@@ -48,12 +46,12 @@ class Job:
         self._starts, self._started_at_step = 0, 0
         self._claim_seen = time.monotonic()
 
-    def prepare(self, trial: Trial, experiment: Experiment, run: RunDir, num_samples: int) -> None:
-        """Say what is to be trained, before anything else is asked of this."""
-        self.trial, self.run, self._experiment = trial, run, experiment
+    def prepare(self, experiment: Experiment, run: RunDir, num_samples: int) -> None:
+        """Say what is to be trained, unless it failed, before anything else is asked of this."""
+        self.run, self._experiment = run, experiment
         self._metrics = Metrics(run, experiment, num_samples)
         self.total_epochs = total_epochs(experiment, num_samples)
-        self._reported = set(trial.storage.get_trial(trial._trial_id).intermediate_values)
+        self._reported = set(self.trial.storage.get_trial(self.trial._trial_id).intermediate_values)
 
     @property
     def is_training(self) -> bool:
@@ -65,8 +63,10 @@ class Job:
         self._starts = 1 if step > self._started_at_step else self._starts + 1
         self._started_at_step = step
         with storage_errors(f"trial {self.number} could not be started", "the study stopped"):
-            self._process = start(self.run, source, log, cluster, num_ranks(self._experiment, self._num_cores),
-                                  self._cpus)
+            begin = [] if self.run.experiment.exists() else [source]
+            with log.open("ab") as said:
+                self._process = start_training([*begin, "--run", self.run.root], cluster,
+                                               num_ranks(self._experiment, self._num_cores), self._cpus, said)
 
     def ended(self, log: Path) -> Ended | None:
         """What became of the training; None while it runs, or is to be started. Raises StorageError."""

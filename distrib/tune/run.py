@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import signal
 import time
 from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import Any
 
 import optuna
@@ -19,10 +17,11 @@ from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from distrib.children.claims import Claims
+from distrib.children.cores import divide, usable_cores
+from distrib.children.training import CLUSTER, stop_requests
 from distrib.durable import replace_file
 from distrib.errors import ConfigError, storage_errors
-from distrib.tune.claims import Claims
-from distrib.tune.cores import divide, usable_cores
 from distrib.tune.draw import SeededByTrial, as_stored, draw
 from distrib.tune.folder import StudyDir, settle_study
 from distrib.tune.job import Job
@@ -47,13 +46,13 @@ def run_tune(plan: Plan, tell: Tell, *, host: str, at_once: int, worker: bool) -
     """
     folder, storage_name = StudyDir(plan.folder), plan.study.storage
     shown = describe(storage_name)
-    with storage_trouble(storage_name, folder.journal), _stop_requests() as stop_wanted:
+    with storage_trouble(storage_name, folder.journal), stop_requests() as stop_wanted:
         claims = Claims(host, plan.base.comm.silence_s)
         with _begun(folder), claims.held(folder.lock):
             storage = open_storage(storage_name, folder.journal)
             identity = settle_study(folder, plan, shown)
             study = _open_study(plan, storage, identity, shown)
-            replace_file(folder.cluster, b"launcher: local\n")
+            replace_file(folder.cluster, CLUSTER)
         session = _Session(plan, folder, study, storage, claims, tell, at_once)
         session.run(stop_wanted, worker)
         write_best(study, plan, folder)
@@ -162,10 +161,10 @@ class _Session:
             if now.state is TrialState.WAITING:
                 self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
             place = min(set(range(len(self._shares))) - self._jobs.keys())
-            job = Job(trial.number, lease, self._shares[place], self._share_cores(place))
+            job = Job(Trial(self._study, trial._trial_id), lease, self._shares[place], self._share_cores(place))
             self._jobs[place] = job
             try:
-                self._prepare(job, Trial(self._study, trial._trial_id))
+                self._prepare(job)
             except ConfigError as error:
                 job.failed = error.one_line()
             return False
@@ -175,14 +174,14 @@ class _Session:
     def _share_cores(self, place: int) -> int:
         return max(1, sum(1 for core in self._cores if set(core) <= set(self._shares[place])))
 
-    def _prepare(self, job: Job, trial: Trial) -> None:
+    def _prepare(self, job: Job) -> None:
         """Settle what a trial is, as whoever had it before would have. Raises ConfigError, StorageError."""
         plan, folder = self._plan, self._folder
         only = plan.base_values if job.number == 0 else None
-        values = draw(trial, plan.study.keys, only)
+        values = draw(job.trial, plan.study.keys, only)
         run = folder.run(job.number)
         took_up = run.experiment.exists()
-        job.prepare(trial, plan.experiment(values), run, len(plan.manifest.samples("train")))
+        job.prepare(plan.experiment(values), run, len(plan.manifest.samples("train")))
         if not took_up:
             with storage_errors("a trial's experiment could not be written", "the study stopped"):
                 replace_file(folder.experiment(job.number), experiment_text(plan, values))
@@ -270,20 +269,3 @@ def _refuse_if_all_failed(report: dict[str, Any]) -> None:
         first = report["trials"][0]
         raise ConfigError(f"all {len(report['trials'])} trials failed, the base experiment so: {first['message']}",
                           "there is no best one", "correct the experiment, and begin a study in another folder")
-
-
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[Callable[[], int]]:
-    """The signal that asked for a stop, or 0; below 0 after a second Ctrl-C."""
-    wanted = 0
-
-    def ask(number: int, _: FrameType | None) -> None:
-        nonlocal wanted
-        wanted = -number if number == signal.SIGINT and wanted == number else wanted or number
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: wanted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

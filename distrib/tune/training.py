@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +14,6 @@ from distrib.config import Experiment
 from distrib.data.order import num_steps
 from distrib.errors import DivergedError
 from distrib.rundir import RunDir
-from distrib.tune import seat
-from distrib.world import without_world
 
 TRIES = 3
 """Starts in a row of a trial that is killed each time without having come further."""
@@ -109,27 +105,6 @@ def last_checkpoint(run: RunDir) -> int:
     """The step of a run's newest checkpoint; 0 without one."""
     names = os.listdir(run.checkpoints) if run.checkpoints.exists() else []
     return max((int(match[1]) for match in map(_CHECKPOINT.fullmatch, names) if match), default=0)
-
-
-def num_ranks(experiment: Experiment, num_cores: int) -> int:
-    """Ranks that a trial has on so many cores."""
-    return max(1, min(experiment.train.lanes, num_cores // experiment.train.threads))
-
-
-def start(run: RunDir, source: Path, log: Path, cluster: Path, ranks: int,
-          cpus: Sequence[int]) -> subprocess.Popen[bytes]:
-    """Begin a run, or go on with it, on these hardware threads, pinned by the launcher. Raises OSError.
-
-    It must be called by a thread that lives as long as the process may: at its end the run is told to stop.
-    """
-    begin = [] if run.experiment.exists() else [str(source)]
-    command = [sys.executable, "-m", "distrib", "train", *begin, "--run", str(run.root)]
-    launch = [sys.executable, "-m", "launch", "run", str(cluster), "--ranks", str(ranks), "--", *command]
-    words = [sys.executable, "-I", "-S", seat.__file__, str(os.getpid()), ",".join(map(str, cpus)), "--", *launch]
-    with log.open("ab") as said:
-        # A session of its own: Ctrl-C is for the study, which stops its trials.
-        return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said,
-                                env=without_world(os.environ), start_new_session=True)
 
 
 def last_error(log: Path) -> str:

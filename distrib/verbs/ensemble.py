@@ -45,8 +45,8 @@ def ensemble(
         from distrib.ensemble.folds import settle_folds, train_folds
 
         settled = settle_folds(sources[0], folds, override or [], run)
-        if number := train_folds(settled, tell):
-            raise typer.Exit(128 + number)
+        if code := train_folds(settled, tell):
+            raise typer.Exit(code)
         sources = [one.run.root for one in settled]
     from distrib.ensemble.run import run_ensemble  # takes seconds to import
 

@@ -90,10 +90,13 @@ def test_under_real_launchers(undisturbed: tuple[Path, str], tmp_path: Path, fau
 @pytest.mark.soak
 @pytest.mark.parametrize(("seed", "faults"), [(1, 200)])
 def test_two_hundred_random_faults(dataset: Path, tmp_path: Path, seed: int, faults: int) -> None:
-    steps = f"train.steps={faults * 150}"
+    """STORM=SEED,FAULTS in the environment chooses others."""
+    if "STORM" in os.environ:
+        seed, faults = map(int, os.environ["STORM"].split(","))
     experiment = tmp_path / "experiment.yaml"
     experiment.write_text(EXPERIMENT.format(dataset=dataset))
-    digest, errors = run_storm(seed, faults, experiment, tmp_path / "run", (steps, *OVERRIDES[1:]))
-    none = Fault("none", lambda world: None)
-    whole = run_fault(none, experiment, tmp_path / "whole", "gloo", (steps, *OVERRIDES[1:]))
+    settings = ("train.schedule=constant", "evaluate.every_epochs=1000")
+    steps, digest, errors = run_storm(seed, faults, experiment, tmp_path / "run", settings)
+    whole = run_fault(Fault("none", lambda world: None), experiment, tmp_path / "whole", "gloo",
+                      (f"train.steps={steps}", *settings))
     assert digest == whole.weights_sha256, errors

@@ -275,11 +275,11 @@ def theirs(*members: tuple[str, bytes]) -> Make:
     return make
 
 
-def in_an_image(here: Path) -> None:
+def in_an_image(here: Path, split: str = "train") -> None:
     """A flipped bit in the first image of a shard."""
     from distrib.data.manifest import load_manifest
 
-    shard = load_manifest(here / "data").shards[0]
+    shard = next(shard for shard in load_manifest(here / "data").shards if shard.split == split)
     path = here / "data" / shard.name
     content = bytearray(path.read_bytes())
     content[shard.index.offset[0] + 100] ^= 1
@@ -430,6 +430,8 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("bytes that are not UTF-8", BY_TABLE, "UTF-8", table("000.jpg,caf\udce9,1")),
         Case("an unknown column", BY_TABLE.replace("--label-column label", "--label-column lable"), "no column",
              full_table),
+        Case("an unknown column to keep", f"{BY_TABLE} --keep-column age", "no column 'age'", full_table),
+        Case("a column to keep without --labels", f"{PREPARE} --keep-column age", "without --labels"),
         Case("the wrong column: a class for every image", BY_TABLE.replace("column label", "column patient"),
              "too few groups", full_table),
         Case("a row with a field too few", BY_TABLE, "fields", table("000.jpg")),
@@ -707,7 +709,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("keys for runs that are trained", f"{ENSEMBLE} --set seed=1", "--set is for --folds"),
         Case("one fold", f"{FOLDS} --folds 1", "--folds 1 is below 2"),
         Case("more folds than groups", f"{FOLDS} --folds 60", "too few groups"),
-        Case("runs and folds", "distrib ensemble run run --folds 3 --out new", "name one experiment"),
+        Case("runs and folds", "distrib ensemble run run --folds 3 --out new", "and 2 arguments"),
         Case("under a launcher", ENSEMBLE, "was started as 2 ranks",
              environment={"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}),
         Case("a run that does not say which fold", f"{TRAIN} --set data.folds=3", "which to validate on"),
@@ -735,11 +737,11 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("a run named twice", "distrib report run ./run", "named twice"),
         Case("too many pictures", "distrib report run --errors 25", "between 0 and 24"),
         Case("resamples below 0", "distrib report run --bootstrap -1", "between 0 and"),
-        Case("an unknown field", "distrib report run --subgroup age", "no field 'age'"),
+        Case("an unknown field", "distrib report run --subgroup age", "a field 'age'"),
         Case("bounds that fall", "distrib report run --subgroup age=60,40", "do not rise"),
         Case("bounds of a field of words", "distrib report run --subgroup path=1", "no number"),
         Case("no such dataset", "distrib report run --data nowhere", "does not exist"),
-        Case("a damaged sample", "distrib report run", "checksum", in_an_image),
+        Case("a damaged sample", "distrib report run", "checksum", lambda here: in_an_image(here, "val")),
         Case("metrics that are no records", "distrib report run", "no JSON object", write("run/metrics.jsonl", "x\n")),
         Case("a file where the folder should be", "distrib report run --out experiment.yaml", "could not be written"),
         Case("a report for two ranks", "distrib report run", "one process", environment={

@@ -222,7 +222,7 @@ def test_folds_go_on_where_they_were_killed(place: Path, tmp_path: Path, start: 
     assert [(member["fold"], member["run"]) for member in members] == [(i, str(runs / f"fold-{i}")) for i in range(3)]
     data = load_run_experiment(RunDir(runs / "fold-1")).data
     assert (data.folds, data.fold) == (3, 1)
-    undisturbed = train(place / "experiment.yaml", tmp_path / "alone", "data.folds=3", "data.fold=1")
+    undisturbed = train(place / "experiment.yaml", tmp_path / "alone", "data.folds=3", "data.fold=1", "seed=1")
     assert load_trained(RunDir(undisturbed), quiet).weights_sha256 == members[1]["weights_sha256"]
     val = fold_view(load_manifest(place / "blind"), data).samples("val")
     assert not set(val.groups) & set(fold_view(load_manifest(place / "blind"), data).samples("train").groups)

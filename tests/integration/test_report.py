@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, Route, sync_playwright
 
+from distrib.config import load_run_experiment
 from distrib.data.prepare import run_prepare
 from distrib.errors import DataError
 from distrib.evaluate import run_evaluate
 from distrib.report.run import run_report
 from distrib.report.wishes import Wishes
+from distrib.rundir import RunDir
 from tests.conftest import draw_image
 
 CHROMIUM = shutil.which("chromium")
@@ -66,8 +69,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
                 label_column="label", group_column="patient", kept_columns=("age", "site"), split="0.4/0.4/0.2")
     (folder / "experiment.yaml").write_text(EXPERIMENT % (folder / "data", BAD.replace("'", "''")))
     runs = [folder / "first", folder / "second"]
-    for run, lr in zip(runs, ("0.05", "0.01"), strict=True):
-        command(folder, "train", "experiment.yaml", "--run", str(run), "--set", f"train.lr={lr}")
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda run, lr: command(folder, "train", "experiment.yaml", "--run", str(run), "--set",
+                                              f"train.lr={lr}"), runs, ("0.05", "0.01")))
     with (runs[1] / "metrics.jsonl").open("a") as file:
         for event in ({"event": "slow_rank", "step": 8, "rank": 3, "host": f"node{BAD}", "since_step": 5,
                        "likely_cause": BAD, "against_others": 3.1, "against_past": None},
@@ -250,11 +254,14 @@ def test_runs_of_different_datasets_are_not_put_side_by_side(made: Made) -> None
     shutil.copytree(made.runs[0], moved)
     run_prepare(made.folder / "images", made.folder / "data2", labels=made.folder / "labels.csv", image_column="image",
                 label_column="label", group_column="patient", split="0.4/0.4/0.2", seed=1)
-    command(made.folder, "train", "experiment.yaml", "--run", "fourth", "--set", f"data.dataset={made.folder}/data2",
-            "--set", "train.steps=2")
+    experiment = load_run_experiment(RunDir(moved))
+    data = experiment.data.model_copy(update={"dataset": made.folder / "data2"})
+    RunDir(moved).experiment.write_bytes(experiment.model_copy(update={"data": data}).to_bytes())
     out = made.folder / "not-made"
     with pytest.raises(DataError, match="are of different datasets"):
-        run_report(wishes(made, made.runs[0], made.folder / "fourth", out=out))
+        run_report(wishes(made, made.runs[0], moved, out=out))
     assert not out.exists()
-    result = run_report(wishes(made, made.runs[0], made.folder / "fourth", data=made.folder / "data"))
-    assert "another dataset than the one that" in Path(result["page"]).read_text()
+    page = Path(run_report(wishes(made, made.runs[0], moved, data=made.folder / "data"))["page"]).read_text()
+    assert "another dataset than the one that" not in page
+    page = Path(run_report(wishes(made, moved))["page"]).read_text()
+    assert "another dataset than the one that" in page

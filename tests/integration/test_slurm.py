@@ -352,12 +352,12 @@ keys: {{train.lr: {{low: 0.01, high: 0.1, log: true}}}}
 """
 
 
-def test_an_array_shares_a_study_and_makes_good_for_a_worker_that_is_killed(site: Site, dataset: Path) -> None:
+def test_an_array_shares_a_study_though_a_worker_and_the_controller_are_killed(site: Site, dataset: Path) -> None:
     text = EXPERIMENT.format(dataset=dataset).replace("lanes: 8", f"lanes: 2, steps: {STEPS}")
     (site.folder / "experiment.yaml").write_text(f"{text}checkpoint: {{every_steps: 5}}\n")
     file = site.folder / "study.yaml"
     file.write_text(STUDY.format(folder=site.folder))
-    tune = [sys.executable, "-m", "distrib", "tune", str(file)]
+    tune: list[str | Path] = [sys.executable, "-m", "distrib", "tune", file]
     job = site.submit(site.cluster(), *tune, "--worker", options=("--array", "0-1"))
     first = site.folder / "study/trials/0000"
     site.until(lambda: list(first.glob("checkpoints/step-*")), "the first trial has saved")
@@ -366,6 +366,7 @@ def test_an_array_shares_a_study_and_makes_good_for_a_worker_that_is_killed(site
     worker = next(parent for parent in mine.parents() if "tune" in parent.cmdline())
     for process in (worker, *worker.children(recursive=True)):
         process.kill()
+    site.slurm.lose_controller()
     site.until(lambda: set(site.status(job)["state"].split(", ")) == {"1 completed", "1 failed"}, "the array ends")
     done = subprocess.run([*tune, "--show", "--json"], capture_output=True, text=True, timeout=LIMIT_S, check=True,
                           env={**os.environ, "PYTHONPATH": str(REPOSITORY)})

@@ -186,15 +186,26 @@ def test_another_study_is_refused_and_one_that_fails_says_why(studied: Callable[
     assert f"{study.root} was begun with another experiment.model.name" in told
 
 
-def test_sqlite_holds_a_study_for_two_workers(studied: Callable[..., Studied]) -> None:
-    study = studied(epochs=2)
-    study.file.write_text(study.file.read_text() + f"storage: sqlite:///{study.folder}/trials.db\n")
+def test_sqlite_holds_a_study_for_two_workers_and_a_trial_that_is_no_experiment_fails_alone(
+        studied: Callable[..., Studied]) -> None:
+    study = studied(epochs=1)
+    text = study.file.read_text().replace("trials: 2\n", "")
+    study.file.write_text(f"{text}  train.lanes: {{choices: [4]}}\n  train.global_batch: {{low: 8, high: 16}}\n"
+                          f"trials: 4\nstorage: sqlite:///{study.folder}/trials.db\n")
     workers = [study.start("--worker", "--json") for _ in range(2)]
     for worker in workers:
         study.finish(worker)
     report, _ = study.finish(study.start("--show", "--json"))
-    assert [row["state"] for row in report["trials"]] == ["complete"] * 2
-    assert [study.starts(number) for number in range(2)] == [[0]] * 2  # each by one worker only
+    assert report["trials"][0]["state"] == "complete"
+    for row in report["trials"][1:]:
+        if row["values"]["train.global_batch"] % 4:
+            assert row["state"] == "failed"
+            assert "train.lanes (4) must divide" in row["message"]
+        else:
+            assert row["state"] == "complete"
+    assert "failed" in [row["state"] for row in report["trials"]]
+    trained = [row["number"] for row in report["trials"] if row["state"] == "complete"]
+    assert [study.starts(number) for number in trained] == [[0]] * len(trained)  # each by one worker only
     assert not (study.root / "journal.jsonl").exists()
 
 

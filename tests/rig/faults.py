@@ -23,6 +23,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self, TextIO
 
+from distrib.checkpoint import newest_checkpoint
+from distrib.models.weights import weights_sha256
+from distrib.rundir import RunDir
 from launch.local import free_port
 from launch.processes import remove_shared_memory
 from tests.rig.disk import SmallDisk, small_disk
@@ -330,6 +333,7 @@ def kill_as_one_joins(*ranks: int) -> Callable[[World], None]:
     return act
 
 
+SLOWED = (sys.executable, "-m", "tests.rig.slowed")
 FLIP = (sys.executable, "-m", "tests.rig.flip")
 CUT_OFF = "no two models are trained from one run"
 
@@ -422,19 +426,23 @@ def _world(fault: Fault, run: Path, size: int, arguments: Sequence[str | Path]) 
             yield world
 
 
-def run_storm(seed: int, faults: int, experiment: Path, run: Path, overrides: Sequence[str] = ()) -> tuple[str, str]:
-    """A run of up to four ranks that meets ``faults`` random faults, several at once among them: (digest, errors).
+def run_storm(seed: int, faults: int, experiment: Path, run: Path,
+              overrides: Sequence[str] = ()) -> tuple[int, str, str]:
+    """A run of up to four ranks that meets ``faults`` random faults, several at once among them, and is then asked to
+    end: (its last step, the digest of the weights after it, errors).
 
-    Ranks are killed, or stopped for ever, but one that lives; others join in their place.
+    Ranks are killed, or stopped for ever, but one that lives; others join in their place. The run's
+    length must not matter to its weights.
     """
     random_ = random.Random(seed)
-    settings = ["comm.backend=gloo", f"comm.silence_s={SILENCE_S}", "train.ledger=true", *overrides]
+    settings = ["comm.backend=gloo", f"comm.silence_s={SILENCE_S}", "train.ledger=true", "train.steps=1000000",
+                *overrides]
     arguments: list[str | Path] = [experiment, *(word for setting in settings for word in ("--set", setting))]
-    with World(run, 4, arguments) as world:
+    with World(run, 4, arguments, program=SLOWED) as world:
         world.until_step(5)
-        trains, gone, steps = set(range(4)), set[int](), _steps(overrides)
-        while faults > 0 and world.records()[-1]["step"] < steps - 20:
-            time.sleep(random_.uniform(0.0, 1.5))
+        trains, gone = set(range(4)), set[int]()
+        while faults > 0:
+            time.sleep(random_.uniform(0.0, 1.0))
             if len(trains) > 1 and random_.random() < 0.6:
                 victims = random_.sample(sorted(trains), random_.randint(1, len(trains) - 1))
                 world.signal(signal.SIGSTOP if random_.random() < 0.2 else signal.SIGKILL, *victims)
@@ -442,30 +450,28 @@ def run_storm(seed: int, faults: int, experiment: Path, run: Path, overrides: Se
                 gone |= set(victims)
                 faults -= len(victims)
             elif len(trains) < 4:
-                before = max(_members(run))
-                world.join()
-                world.until(partial(_is_in, world, before))
-                trains.add(len(world.ranks) - 1)
-                world.until_step(world.records()[-1]["step"] + 2)  # only then has it what the others have
+                before, missing = max(_members(run)), 4 - len(trains)
+                for _ in range(missing):
+                    world.join()
+                world.until(partial(_are_in, world, before, missing))
+                trains |= set(range(len(world.ranks) - missing, len(world.ranks)))
+                world.until_step(world.records()[-1]["step"] + 2)  # only then have they what the others have
         for rank in gone:
             world.ranks[rank].kill()
+        world.signal(signal.SIGTERM, *trains)
         codes = world.wait(without=sorted(gone))
         errors = world.errors()
-    assert not any(codes), errors
-    assert faults <= 0, f"{faults} faults were left when the run ended"
-    repeated, missing = _ledger(run, _steps(overrides))
-    assert (repeated, missing) == (0, 0)
-    return json.loads((run / "result.json").read_text())["weights_sha256"], errors
+    assert set(codes) == {128 + signal.SIGTERM}, errors
+    last = newest_checkpoint(RunDir(run), lambda text: None)
+    assert last is not None
+    assert _ledger(run, last.step) == (0, 0)
+    return last.step, weights_sha256(last.model), errors
 
 
-def _is_in(world: World, before: int) -> bool:
-    """Whether the last rank to be started is a member; its number is higher than ``before``."""
-    assert world.ranks[-1].poll() is None, world.errors()[-3000:]
-    return max(_members(world.run)) > before
-
-
-def _steps(overrides: Sequence[str]) -> int:
-    return next(int(one.partition("=")[2]) for one in overrides if one.startswith("train.steps="))
+def _are_in(world: World, before: int, count: int) -> bool:
+    """Whether the last ``count`` ranks to be started are members; their numbers are higher than ``before``."""
+    assert all(process.poll() is None for process in world.ranks[-count:]), world.errors()[-3000:]
+    return sum(member > before for member in _members(world.run)) >= count
 
 
 def _members(run: Path) -> list[int]:

@@ -129,6 +129,13 @@ class Slurm:
         self._daemons[name].wait(timeout=READY_S)
         self._start_slurmd(name)
 
+    def lose_controller(self) -> None:
+        """Kill the controller, and start it again with the state that it saved."""
+        self._daemons["slurmctld"].kill()
+        self._daemons["slurmctld"].wait(timeout=READY_S)
+        self._daemon("slurmctld", self.head, ["slurmctld", "-D"])
+        self._until(self._answers, "the controller answers")
+
     def left(self) -> list[str]:
         """Command lines of what runs on computing nodes beside Slurm's daemons."""
         found = []
@@ -171,6 +178,12 @@ class Slurm:
         with (self.folder / f"{name}.said").open("a") as said:
             self._daemons[name] = self.nodes.start(node, argv, self.environment, stdin=subprocess.DEVNULL, stdout=said,
                                                    stderr=said)
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(AssertionError):
+            self.jobs()
+            return True
+        return False
 
     def _ready(self) -> bool:
         with contextlib.suppress(AssertionError):

@@ -18,7 +18,7 @@ LAYERS = [
     {"verbs"},
     {"registry", "serve", "tune"},
     {"ensemble"},
-    {"train", "export", "predict", "probe", "verify", "bench", "report"},
+    {"train", "export", "predict", "probe", "verify", "bench", "report", "children"},
     {"evaluate", "heatmap"},
     {"scoring", "forward", "metrics", "intervals", "decision", "bundle", "runtimes", "trained", "checkpoint",
      "checkpoint_parts", "checkpoint_writer", "elastic", "tensor_file"},

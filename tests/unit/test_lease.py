@@ -52,6 +52,21 @@ def test_a_holder_that_was_killed_here_is_known_at_once(run: RunDir) -> None:
     lease.release()
 
 
+def test_a_holder_that_ended_and_nobody_waited_for_is_gone(run: RunDir) -> None:
+    code = ("import os, sys; from pathlib import Path; from distrib.elastic.lease import Lease; "
+            "from distrib.rundir import RunDir; Lease(RunDir(Path(sys.argv[1])), 'a', 60.0).take(print); "
+            "print('taken', flush=True); os._exit(9)")
+    with subprocess.Popen([sys.executable, "-c", code, run.root], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.read() == b"taken\n"  # it has ended; the kernel keeps its number
+        lease = Lease(run, "b", 60.0)
+        while psutil.Process(holder.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        lease.take(quiet)
+        assert lease.token == 1
+        lease.release()
+
+
 def held_elsewhere(run: RunDir, sign: int) -> None:
     run.lease.mkdir(parents=True, exist_ok=True)
     (run.lease / "000000004.json").write_text(json.dumps({"host": "far", "process": ELSEWHERE, "sign": sign}))

@@ -27,7 +27,7 @@ from distrib.rundir import RunDir
 CLASSES = ("benign", "melanoma")
 
 
-def case(num: int = 200, seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:  # type: ignore[type-arg]
+def case(num: int = 200, seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
     random = np.random.default_rng(seed)
     labels_N = random.integers(0, 2, num)
     logits_NK = random.normal(size=(num, 2)).round(1).astype(np.float32)  # with ties
@@ -78,12 +78,12 @@ def test_bands_and_intervals_hold_the_curve_and_the_metrics() -> None:
     assert (curves.auroc, curves.average_precision) == pytest.approx((report["auroc"], report["average_precision"]))
     assert curves.auroc_interval is not None
     assert curves.auroc_interval["low"] < curves.auroc < curves.auroc_interval["high"]
-    assert curves.roc[0] == (0, 0)
-    assert curves.roc[-1] == (1, 1)
+    assert [*curves.roc[0], *curves.roc[-1]] == [0, 0, 1, 1]
     at, value = map(np.array, zip(*curves.roc, strict=True))
     for place, low, high in curves.roc_band:
         assert low - 1e-9 <= value[at <= place + 1e-9].max() <= high + 1e-9
-    assert curves.precision[-1] == (1, pytest.approx(labels_N.mean()))
+    recall, precision = curves.precision[-1]
+    assert (recall, precision) == pytest.approx((1, labels_N.mean()))
     assert class_curves(probabilities_NK, np.zeros(200, dtype=np.int64), groups, [1], 10) == {1: None}
 
 
@@ -116,7 +116,7 @@ def test_levels_of_words_and_numbers() -> None:
         "below 24.75": 25, "24.75 to below 49.5": 25, "49.5 to below 74.25": 25, "74.25 and more": 25}
     assert names(Wish("age", (40.0, 60.0)), [*ages, None]) == {
         "below 40": 40, "40 to below 60": 20, "60 and more": 40, NOT_GIVEN: 1}
-    sites: list[str | None] = [f"site {number}" for number in range(30)] + ["site 7"] * 5
+    sites: list[str | None] = [*(f"site {number}" for number in range(30)), *["site 7"] * 5]
     levels = names(Wish("site"), sites)
     assert len(levels) == 12
     assert (levels["site 7"], levels["19 rarer values"], sum(levels.values())) == (6, 19, 35)
@@ -173,7 +173,7 @@ def test_a_history_is_read_with_its_gaps_and_its_damage_is_told(tmp_path: Path) 
         3, "node2", 2, 7, 3.0, "swap")
     assert [rank.work_s for rank in history.ranks] == [0.1, 0.3]
     assert history.changes[0].lost == ("number 2 on node2",)
-    assert time_split(history.steps)["compute_s"] == (0.6, pytest.approx(0.6))
+    assert time_split(history.steps)["compute_s"] == pytest.approx((0.6, 0.6))
     buckets = in_buckets(history.steps, ("loss",), 4)
     assert [part["step"] for part in buckets] == [3, 6, 9, 10]
     assert buckets[0]["loss"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)

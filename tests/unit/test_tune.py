@@ -14,20 +14,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import Trial
 
+from distrib.children.claims import Claims
+from distrib.children.cores import divide
+from distrib.children.training import num_ranks
 from distrib.config import Experiment, load_experiment
 from distrib.documents import read_yaml, validate
 from distrib.elastic.lease import Lease
 from distrib.errors import ConfigError, DistribError
 from distrib.rundir import RunDir
-from distrib.tune.claims import Claims
-from distrib.tune.cores import divide
 from distrib.tune.draw import SeededByTrial, as_drawn, as_stored, draw
 from distrib.tune.folder import StudyDir, settle_study
 from distrib.tune.report import experiment_text
 from distrib.tune.space import Axis, base_values, corners, in_order, is_active, number_type
 from distrib.tune.storage import describe, mend, open_storage
 from distrib.tune.study import Plan, Study, load_plan
-from distrib.tune.training import Metrics, judge, num_ranks, total_epochs
+from distrib.tune.training import Metrics, judge, total_epochs
 
 KEYS = """\
 keys:
