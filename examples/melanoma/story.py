@@ -31,7 +31,8 @@ from walk import CommandError, Walk, new_folder  # noqa: E402
 EXPERIMENT = HERE / "isic2020-small.yaml"
 STUDY = HERE / "study.yaml"
 CLUSTER = HERE.parents[1] / "cluster_configs" / "dev.yaml"
-PREPARED = ("--image-column", "image_name", "--label-column", "target", "--group-column", "patient_id")
+PREPARED = ("--image-column", "image_name", "--label-column", "target", "--group-column", "patient_id",
+            "--keep-column", "age_approx", "--keep-column", "sex")
 SPLIT = ("--split", "0.6/0.2/0.2", "--resize", "72")
 TABLE = "ISIC_2020_Training_GroundTruth.csv"
 METRICS = {"auroc": "AUROC", "partial_auroc": "partial AUROC above TPR 0.8",
@@ -172,7 +173,8 @@ def tell_story(out: Path, images: int, console: Console) -> dict[str, Any]:
     story.tell("What people read, and what a colleague's picture gets")
     story.summary["report"] = story.walk.run(
         "report", "distrib", "report", story.path("ensemble"), story.path("retrained-bundle"), "--data",
-        story.path("dataset"), "--split", "test", "--out", story.path("report"), "--json")
+        story.path("dataset"), "--split", "test", "--subgroup", "age_approx=40,60", "--subgroup", "sex", "--out",
+        story.path("report"), "--json")
     pictures = sorted((story.pictures / "train").iterdir())[:3]
     story.summary["predictions"] = story.walk.run("predict", "distrib", "predict", story.path("registry/current"),
                                                   *map(str, pictures), "--json")
