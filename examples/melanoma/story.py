@@ -31,8 +31,8 @@ from walk import CommandError, Walk, new_folder  # noqa: E402
 EXPERIMENT = HERE / "isic2020-small.yaml"
 STUDY = HERE / "study.yaml"
 CLUSTER = HERE.parents[1] / "cluster_configs" / "dev.yaml"
-PREPARED = ("--image-column", "image_name", "--label-column", "target", "--group-column", "patient_id",
-            "--keep-column", "age_approx", "--keep-column", "sex")
+COLUMNS = ("--image-column", "image_name", "--label-column", "target", "--group-column", "patient_id")
+KEPT = ("--keep-column", "age_approx", "--keep-column", "sex")
 SPLIT = ("--split", "0.6/0.2/0.2", "--resize", "72")
 TABLE = "ISIC_2020_Training_GroundTruth.csv"
 METRICS = {"auroc": "AUROC", "partial_auroc": "partial AUROC above TPR 0.8",
@@ -105,7 +105,8 @@ class Story:
 
     def taken_in(self, verb: str, *options: str, dataset: tuple[str, ...] = ()) -> tuple[str, ...]:
         """A command that takes pictures in: prepare, or update with a dataset."""
-        return ("distrib", verb, *dataset, str(self.pictures / "train"), *PREPARED, *options, "--json")
+        kept = KEPT if verb == "prepare" else ()
+        return ("distrib", verb, *dataset, str(self.pictures / "train"), *COLUMNS, *kept, *options, "--json")
 
     def train(self, name: str, run: str, dataset: str, *words: str, experiment: str | Path = EXPERIMENT) -> None:
         """Train on two ranks."""
