@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -167,6 +167,8 @@ def _mistake(schema: type[Section], detail: Any) -> str:
     if detail["type"] == "missing":
         return f"{name!r} is missing"
     message = str(detail["msg"]).removeprefix("Value error, ")
+    if detail["type"] == "model_type":
+        message = f"it is a section, with keys of its own: {', '.join(_keys(schema, location))}"
     given = repr(detail["input"])
     given = given if len(given) <= 60 else given[:57] + "..."
     return f"{name} = {given}: {message[:1].lower()}{message[1:]}"
@@ -174,12 +176,15 @@ def _mistake(schema: type[Section], detail: Any) -> str:
 
 def _keys(schema: type[BaseModel], location: Sequence[Any]) -> list[str]:
     """The keys known at a location of the schema, for suggestions."""
-    for part in location:
+    parts = iter(location)
+    for part in parts:
         field = schema.model_fields.get(str(part))
-        # An optional section is a union of the section and None.
+        # An optional section is a union of the section and None; one of free names is a dict of sections.
         inner: tuple[Any, ...] = (field.annotation, *get_args(field.annotation)) if field else ()
         sections = [kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)]
         if not sections:
             return []
         schema = sections[0]
+        if field is not None and get_origin(field.annotation) is dict:
+            next(parts, None)
     return list(schema.model_fields)

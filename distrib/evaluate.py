@@ -231,6 +231,7 @@ def _of_run(target: Path, tell: Tell) -> Subject:
         transform=EvalTransform(data.image_size, data.eval_crop),
         identity={"kind": "run", "runtime": "torch fp32", "checkpoint": trained.checkpoint.path.name,
                   "weights_sha256": trained.weights_sha256, "step": trained.checkpoint.step,
+                  "finished": trained.is_finished,
                   "num_parameters": sum(parameter.numel() for parameter in trained.model.parameters()),
                   "trained_on_sha256": trained.dataset_sha256},
     )
@@ -269,6 +270,8 @@ def _notes(manifest: Manifest, subject: Subject, split: str, tell: Tell) -> None
         tell("note: no decision threshold was recorded at validation, so the larger probability decides")
     if subject.learnt_val and split != "test":
         tell("note: most members of this ensemble of folds were trained on these samples; judge it on the test split")
+    if split == "train":
+        tell("note: these samples were trained on, so the scores say what was learnt, not how good the model is")
     trained_on = subject.identity["trained_on_sha256"]
     if trained_on is not None and trained_on != manifest.sha256:
         tell("note: this is another dataset than the one trained on; samples of it may have been trained on")

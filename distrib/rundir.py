@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,3 +69,11 @@ class RunDir:
     def result(self) -> Path:
         """What `train --json` printed when the run finished."""
         return self.root / "result.json"
+
+
+def is_finished(run: RunDir) -> bool:
+    """Whether a run has come to its end."""
+    try:
+        return bool(json.loads(run.result.read_text(encoding="utf-8"))["finished"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # training it again finds out, and does no more than is left

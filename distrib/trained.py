@@ -16,7 +16,7 @@ from distrib.decision import Threshold
 from distrib.errors import CheckpointError
 from distrib.models.table import build_model
 from distrib.models.weights import weights_sha256
-from distrib.rundir import RunDir
+from distrib.rundir import RunDir, is_finished
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Trained:
     model: nn.Module
     """In evaluation mode, float32."""
     classes: tuple[str, ...]
+    is_finished: bool
     weights_sha256: str
     dataset_sha256: str
     """The dataset that the run was begun with."""
@@ -49,7 +50,8 @@ class Trained:
 
 
 def load_trained(run: RunDir, tell: Callable[[str], None]) -> Trained:
-    """Read a run's best checkpoint and build its model. Damaged checkpoints are named through ``tell``.
+    """Read a run's best checkpoint and build its model. Damaged checkpoints, and a run that has not come to its end,
+    are named through ``tell``.
 
     Raises CheckpointError, ConfigError, MissingPartError.
     """
@@ -63,5 +65,9 @@ def load_trained(run: RunDir, tell: Callable[[str], None]) -> Trained:
         raise CheckpointError(f"the weights of {checkpoint.path} are not of model.name = {experiment.model.name!r} "
                               f"with {len(record.classes)} classes", "the model can not be rebuilt",
                               "use the version of the model's code that it was trained with") from error
-    return Trained(run, experiment, checkpoint, model.eval(), record.classes, weights_sha256(checkpoint.weights),
+    if not (finished := is_finished(run)):
+        tell(f"note: {run.root} was not trained to its end; this is its best checkpoint so far, of step "
+             f"{checkpoint.step}")
+    return Trained(run, experiment, checkpoint, model.eval(), record.classes, finished,
+                   weights_sha256(checkpoint.weights),
                    record.dataset_sha256)

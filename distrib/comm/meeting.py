@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable
 
@@ -75,8 +76,9 @@ def _await_rank_0(world: World, timeout_s: float) -> None:
             return
         except OSError as error:
             if time.monotonic() + pause_s > deadline:
-                raise RuntimeError(f"no answer from it for {timeout_s:g} s: {error.strerror or error}") from error
-        time.sleep(pause_s)
+                raise RuntimeError(f"no answer from {world.master_addr}, port {world.master_port}, for {timeout_s:g} s: "
+                                   f"{error.strerror or error}") from error
+        threading.Event().wait(pause_s)  # time.sleep fails under a clock that libfaketime shifts
         pause_s = min(2 * pause_s, 1.0)
 
 

@@ -34,6 +34,8 @@ from distrib.errors import ConfigError, DataError, storage_errors
 OnBad = Literal["refuse", "skip"]
 DEFAULT_SPLIT = "0.8/0.1/0.1"
 _NOTHING_WRITTEN = "nothing was written"
+_UNGROUPED = ("every image is dealt to a split by itself; if several show one patient or lesion, the scores will be "
+              "too good: name what they share with --labels and --group-column")
 
 
 class PrepareOptions(Section):
@@ -77,7 +79,8 @@ def run_prepare(
     check_options(options)
     listing = list_samples(source, options)
     fractions = _fractions(listing, options)
-    for note in listing.notes:
+    notes = [*listing.notes, *([_UNGROUPED] if fractions is not None and options.group_column is None else [])]
+    for note in notes:
         say(f"note: {note}")
     manifest = publish_dataset(out, lambda staging: _build(source, staging, listing, fractions, options))
     report = dataset_report(manifest)

@@ -86,11 +86,12 @@ class Lease:
             if self.newest()[0] >= token:
                 return False
             try:
-                with self._path(token).open("x") as file:
-                    file.write(self._content(0))
+                self._path(token).open("x").close()
             except FileExistsError:
                 return False
             self.token = token
+            with contextlib.suppress(OSError):  # the name is what counts, and a full disk has room for it yet
+                self._write(self._content(0))
             for old in sorted(self._tokens())[:-_KEPT]:
                 self._path(old).unlink(missing_ok=True)
         if self._thread is None:

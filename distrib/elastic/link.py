@@ -130,7 +130,7 @@ class Link:
             self._world = self._world_of(self.last)
             self._tell_changes(self.last, before)
             try:
-                self._publish()
+                self._publish_if_possible()
                 address, port = self.last.store
                 store = reach_store(address, port, self._timeout, self.members.check)
                 group = self._group(PrefixStore(f"view/{self.last.view.epoch}", store))
@@ -182,7 +182,7 @@ class Link:
         group = Group(self._world, self._backend, self._comm.timeout_s, Meeting(store, self.members.check))
         if self._backend != group.backend:
             self._backend = group.backend  # chosen once, for who joins too
-            self._publish()
+            self._publish_if_possible()
         return group
 
     def _claim(self, epoch: int, is_over: bool) -> tuple[int, bool]:
@@ -200,6 +200,13 @@ class Link:
         except StorageError as error:  # here; other hosts may reach the folder yet
             raise WorldError(error.fact, "this rank, which was to lead the run, was ended", error.remedy) from error
         return self._lease.newest()[0], is_ours
+
+    def _publish_if_possible(self) -> None:
+        """Without the document nobody can join, but those that are there go on."""
+        try:
+            self._publish()
+        except StorageError as error:
+            self._tell(f"warning: {error.one_line()}")
 
     def _publish(self) -> None:
         """Where others can join, and over which backend; the leader alone writes it."""

@@ -25,8 +25,7 @@ from distrib.ensemble.combine import (
     ranks_of,
     what_each_adds,
 )
-from distrib.ensemble.wishes import Wishes
-from distrib.errors import ConfigError
+from distrib.ensemble.wishes import Wishes, check_classes, check_out_of_fold
 from distrib.metrics import Floats, Labels, goodness, measure, validate
 
 _STEPS_A_MEMBER, _FEWEST_STEPS = 2, 10  # of a greedy choice
@@ -62,10 +61,8 @@ def decide_on_split(logits_MVNK: Floats, labels_N: Labels, classes: Sequence[str
     """Everything, on samples that no member was trained on. Raises ConfigError, DataError."""
     positive = positive_index(classes, config.positive_class)
     ranks = None
-    if wishes.combine == "rank":
-        if positive is None:
-            raise ConfigError(f"--combine rank, and there are {len(classes)} classes", "nothing was combined",
-                              "rank means are for two classes, where one number ranks the samples; take another")
+    check_classes(wishes, len(classes))
+    if wishes.combine == "rank" and positive is not None:
         ranks = [ranks_of(log_odds_of(logits_VNK, positive).ravel()) for logits_VNK in logits_MVNK]
         votes_MNK = np.stack([rank_votes(log_odds_of(logits_VNK, positive), rank, positive)
                               for logits_VNK, rank in zip(logits_MVNK, ranks, strict=True)])
@@ -105,11 +102,7 @@ def decide_out_of_fold(logits: Sequence[Floats], labels: Sequence[Labels], class
 
     Nothing else can be decided honestly: every sample was trained on by all members but one. Raises ConfigError.
     """
-    if wishes.needs_held_out is not None:
-        raise ConfigError(f"{wishes.needs_held_out} needs samples that no member was trained on, and these folds leave "
-                          "none", "nothing was combined",
-                          "take the mean of all folds, or keep the validation split from them with "
-                          "--set data.fold_over=train")
+    check_out_of_fold(wishes)
     pooled_N = np.concatenate(labels)
     member_t, notes = 1.0, list[str]()
     if wishes.calibrate == "temperature":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from distrib.children.training import CLUSTER, num_ranks, start_training, stop_r
 from distrib.config import Experiment, load_experiment
 from distrib.durable import replace_file
 from distrib.errors import storage_errors
-from distrib.rundir import RunDir
+from distrib.rundir import RunDir, is_finished
 from distrib.train.settle import settle
 from distrib.world import World, read_world
 
@@ -28,6 +27,7 @@ class Fold:
 
     run: RunDir
     experiment: Experiment
+    classes: Sequence[str]
     words: Sequence[str]
     """Of the command `distrib train`."""
 
@@ -45,7 +45,7 @@ def settle_folds(experiment: Path, folds: int, overrides: Sequence[str], root: P
         settings = [*overrides, f"data.folds={folds}", f"data.fold={fold}", f"seed={seed + fold}"]
         settled = settle(experiment, settings, root / f"fold-{fold}", World())
         words = [str(experiment), "--run", str(settled.run.root)]
-        found.append(Fold(settled.run, settled.experiment,
+        found.append(Fold(settled.run, settled.experiment, settled.manifest.classes,
                           words + [word for setting in settings for word in ("--set", setting)]))
     return found
 
@@ -68,14 +68,6 @@ def train_folds(folds: Sequence[Fold], tell: Tell) -> int:
             if code:
                 return code
     return 0
-
-
-def is_finished(run: RunDir) -> bool:
-    """Whether a run has come to its end."""
-    try:
-        return bool(json.loads(run.result.read_text(encoding="utf-8"))["finished"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False  # training it again finds out, and does no more than is left
 
 
 def _train(fold: Fold, stop_wanted: Callable[[], int]) -> int:

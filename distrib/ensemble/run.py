@@ -15,8 +15,7 @@ from distrib.decision import positive_index
 from distrib.ensemble.decide import Decided, decide_on_split, decide_out_of_fold
 from distrib.ensemble.members import HeldOut, answers, find_held_out, load_members, of_pixels
 from distrib.ensemble.module import EnsembleModel, Ranking
-from distrib.ensemble.wishes import Wishes
-from distrib.errors import ConfigError
+from distrib.ensemble.wishes import Wishes, check_classes, check_out_of_fold
 from distrib.export.run import write_bundle
 from distrib.export.subject import Subject
 from distrib.models.weights import weights_sha256
@@ -34,10 +33,9 @@ def run_ensemble(runs: Sequence[Path], wishes: Wishes, tell: Tell = lambda _: No
     members = load_members(runs, wishes.metric, tell)
     held_out = find_held_out(members)
     experiment = _experiment(members, held_out, wishes)
-    if held_out.kind == "out_of_fold" and wishes.reduced:
-        raise ConfigError(f"{', '.join(wishes.reduced)} must be judged on samples that no member was trained on, and "
-                          "these folds leave none", "nothing was combined",
-                          "leave it out, or keep the validation split from the folds with --set data.fold_over=train")
+    check_classes(wishes, len(members[0].classes))
+    if held_out.kind == "out_of_fold":
+        check_out_of_fold(wishes)
     side, classes = experiment.data.image_size, members[0].classes
     modules = [of_pixels(member, side) for member in members]
     if held_out.kind == "split":

@@ -68,6 +68,26 @@ def make_wishes(out: Path, formats: Sequence[str], *, split: str, combine: str, 
         None if metric is None else _one_of("--metric", metric, metrics), tolerance, num_samples, max_drop, calibration)
 
 
+def check_out_of_fold(wishes: Wishes) -> None:
+    """Of members that leave no sample which none of them was trained on. Raises ConfigError for what needs such."""
+    if wishes.needs_held_out is not None:
+        raise ConfigError(f"{wishes.needs_held_out} needs samples that no member was trained on, and these folds leave "
+                          "none", _NOTHING,
+                          "take the mean of all folds, or keep the validation split from them with "
+                          "--set data.fold_over=train")
+    if wishes.reduced:
+        raise ConfigError(f"{', '.join(wishes.reduced)} must be judged on samples that no member was trained on, and "
+                          "these folds leave none", _NOTHING,
+                          "leave it out, or keep the validation split from the folds with --set data.fold_over=train")
+
+
+def check_classes(wishes: Wishes, num_classes: int) -> None:
+    """Raises ConfigError for what needs two classes."""
+    if wishes.combine == "rank" and num_classes != 2:
+        raise ConfigError(f"--combine rank, and there are {num_classes} classes", _NOTHING,
+                          "rank means are for two classes, where one number ranks the samples; take another")
+
+
 def check_members(sources: Sequence[Path], folds: int | None, run: Path | None, overrides: Sequence[str],
                   world: World) -> None:
     """Raises CheckpointError or ConfigError unless these are runs to combine, or one experiment to train in folds."""

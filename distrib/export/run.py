@@ -167,8 +167,9 @@ def _second_gate(subject: Subject, files: dict[FormatName, tuple[Path, ...]],
         for name in names:
             formats[name] = judge(name, exact_NK, logits(name), samples.labels, classes, experiment.evaluate,
                                   subject.threshold, max_drop)
-            tell(f"{name}: {experiment.evaluate.metric} {formats[name].value:.4f} on {len(samples)} val images, worse "
-                 f"by {formats[name].drop:.2g}; {formats[name].labels_equal} labels equal")
+            tell(f"{name}: {experiment.evaluate.metric} {formats[name].value:.4f} on {len(samples)} val images, "
+                 f"{'worse' if formats[name].drop >= 0 else 'better'} by {abs(formats[name].drop):.2g}; "
+                 f"{formats[name].labels_equal} labels equal")
     exact_value = abs(metric_of(exact_NK, samples.labels, classes, experiment.evaluate))
     return Gates(split="val", num_samples=len(samples), metric=experiment.evaluate.metric, exact_format=reference,
                  exact_value=exact_value, max_drop=max_drop, calibration_samples=num_calibration, formats=formats)

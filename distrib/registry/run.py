@@ -115,7 +115,7 @@ def run_rollback(root: Path, to: int | None, reason: str) -> dict[str, Any]:
         parent = registry.entry(before.origin).parent
         if parent is None:
             raise ConfigError(f"entry {before.origin} of {root} is the first", "there is nothing to go back to",
-                              "promote another bundle")
+                              "name another entry of `distrib promote --list` with --to, or promote another bundle")
         to = registry.entry(parent).origin
     if not 1 <= to <= before.number:
         raise ConfigError(f"--to {to} is no entry of {root} (it has 1 to {before.number})", "nothing was changed",

@@ -28,6 +28,8 @@ class Facts:
     """Whether members of an ensemble of folds were trained on the very split that it is judged on."""
     has_trained_on_this: bool
     """Whether the dataset that it is judged on is the one that it was trained on."""
+    is_finished: bool
+    """Whether a run has come to its end; bundles do not say."""
 
 
 def read_facts(one: Scored, history: History | None) -> Facts:
@@ -49,7 +51,7 @@ def read_facts(one: Scored, history: History | None) -> Facts:
     return Facts(tuple((what, str(value)) for what, value in rows), experiment,
                  yaml.safe_dump(experiment, sort_keys=False, allow_unicode=True, width=100),
                  one.subject.learnt_val and one.samples.split == "val",
-                 identity["trained_on_sha256"] == one.manifest.sha256)
+                 identity["trained_on_sha256"] == one.manifest.sha256, bool(identity.get("finished", True)))
 
 
 def experiment_differences(experiments: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:

@@ -13,7 +13,7 @@ from distrib.durable import SealError, open_sealed, replace_file, seal
 from distrib.errors import ConfigError, storage_errors
 from distrib.rundir import RunDir
 from distrib.train.settle import FREE, differences
-from distrib.tune.study import Plan
+from distrib.tune.study import Plan, Study
 
 FORMAT = "distrib-study/1"
 MAY_CHANGE = ("trials", "at_once", "folder", "experiment")
@@ -93,8 +93,11 @@ def read_document(folder: StudyDir) -> dict[str, Any]:
     """Raises ConfigError."""
     try:
         document = open_sealed(folder.document.read_bytes(), FORMAT)
-        validate(Experiment, document["experiment"], f"{folder.document}: experiment")
-        return {name: document[name] for name in ("id", "study", "experiment", "dataset_sha256")}
+        # As this version reads them: keys that came later have their defaults.
+        experiment = validate(Experiment, document["experiment"], f"{folder.document}: experiment")
+        study = validate(Study, document["study"], f"{folder.document}: study")
+        return {"id": document["id"], "dataset_sha256": document["dataset_sha256"],
+                "study": study.model_dump(mode="json"), "experiment": experiment.model_dump(mode="json")}
     except OSError as error:
         raise ConfigError(f"{folder.document} can not be read: {error.strerror}", "the study was not continued",
                           "check the path and its permissions") from error

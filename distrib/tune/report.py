@@ -122,6 +122,9 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
             gain = f", {best['score'] - report['base_score']:+.4f} over the base experiment"
         yield printable(f"best: trial {best['number']}, {report['metric']} {best['score']:.4f} on the validation "
                         f"split{gain}; {report['best_experiment']}")
+        if len(report["trials"]) > 1:
+            yield ("the best of many was partly lucky on these samples: judge it on the test split, once, before you "
+                   "believe the gain")
 
 
 def show(value: Any) -> str:

@@ -33,7 +33,7 @@ def ensemble(
     as_json: Json = False,
 ) -> None:
     """Combine runs into one bundle, chosen on validation samples alone; with --folds, train them first."""
-    from distrib.ensemble.wishes import check_members, make_wishes
+    from distrib.ensemble.wishes import check_classes, check_members, check_out_of_fold, make_wishes
     from distrib.world import read_world
 
     names = [name.strip() for name in formats.split(",") if name.strip()]
@@ -45,6 +45,9 @@ def ensemble(
         from distrib.ensemble.folds import settle_folds, train_folds
 
         settled = settle_folds(sources[0], folds, override or [], run)
+        check_classes(wishes, len(settled[0].classes))
+        if settled[0].experiment.data.fold_over != "train":
+            check_out_of_fold(wishes)
         if code := train_folds(settled, tell):
             raise typer.Exit(code)
         sources = [one.run.root for one in settled]

@@ -28,6 +28,9 @@ def predict(
         for entry in predictions:
             if entry["label"] is not None:
                 probability = entry["probabilities"][entry["label"]]
-                put(printable(f"{entry['image']}: {entry['label']} ({probability:.4f})"))
+                by = ""
+                if probability < max(entry["probabilities"].values()):
+                    by = f"; decided by the threshold {entry['threshold']:.4f}"
+                put(printable(f"{entry['image']}: {entry['label']} ({probability:.4f}{by})"))
     if (error := failure(predictions)) is not None:
         raise error

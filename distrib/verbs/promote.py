@@ -63,6 +63,9 @@ def promote(
         tell(f"refused: {result['refused']}. The current bundle stays. Promote it all the same with --force --reason.")
         raise typer.Exit(1)
     by = f", {one['difference']:+.4f} over the one before" if one["difference"] is not None else ""
+    sign = "+" if by else ""  # of a difference
+    if one["low"] is not None:
+        by += f" (95% interval {one['low']:{sign}.4f} to {one['high']:{sign}.4f})"
     forced = f"; forced, though {result['refused']}" if result["forced"] else ""
     tell(f"entry {result['entry']} is current: {result['metric']} {one['candidate']:.4f}{by} on "
          f"{result['num_samples']} samples of {result['num_groups']} groups{forced}")

@@ -709,6 +709,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("keys for runs that are trained", f"{ENSEMBLE} --set seed=1", "--set is for --folds"),
         Case("one fold", f"{FOLDS} --folds 1", "--folds 1 is below 2"),
         Case("more folds than groups", f"{FOLDS} --folds 60", "too few groups"),
+        Case("folds that leave nothing to choose on", f"{FOLDS} --folds 2 --select greedy", "no member was trained on"),
         Case("runs and folds", "distrib ensemble run run --folds 3 --out new", "and 2 arguments"),
         Case("under a launcher", ENSEMBLE, "was started as 2 ranks",
              environment={"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}),

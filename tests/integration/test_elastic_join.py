@@ -52,6 +52,7 @@ def test_a_joiner_takes_what_the_others_run_and_hands_it_on(experiment: Path, tm
     assert _ledger(run, STEPS) == (0, 0)
 
 
+@pytest.mark.soak  # eight ranks on two cores
 def test_a_joiner_with_other_data_and_one_too_many_cost_the_others_nothing(
         experiment: Path, tmp_path: Path, digest: str, make_dataset: MakeDataset) -> None:
     run = tmp_path / "run"

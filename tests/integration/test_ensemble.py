@@ -161,6 +161,7 @@ def test_folds_are_cut_as_the_experiment_says(place: Path, tmp_path: Path) -> No
 
 def test_what_can_not_be_combined(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b, fold = str(place / "a"), str(place / "b"), str(place / "fold0")
+    folds = [str(place / "experiment.yaml"), "--folds", "2", "--run", str(tmp_path / "folds")]
     out = ["--out", str(tmp_path / "new")]
     for words, says in (
         ([a, b, "--split", "test"], "an ensemble is never chosen on the test split"),
@@ -174,6 +175,8 @@ def test_what_can_not_be_combined(place: Path, tmp_path: Path, capsys: pytest.Ca
         ([a, b, "--set", "seed=3"], "--set is for --folds"),
         ([str(place / "experiment.yaml"), "--folds", "1"], "--folds 1 is below 2"),
         ([str(place / "experiment.yaml"), "--folds", "99"], "too few groups"),
+        ([*folds, "--select", "greedy"], "--select greedy needs samples that no member"),
+        ([*folds, "--format", "onnx,openvino-int8"], "openvino-int8 must be judged on samples"),
         ([a, str(place / "blind")], "is no run"),
     ):
         assert run_app(app, "distrib", ["ensemble", *words, *out]) == 2, words
@@ -192,6 +195,10 @@ def test_one_that_differs_is_named(place: Path, tmp_path: Path, monkeypatch: pyt
         combine([place / "a", three[0]], tmp_path / "new")
     with pytest.raises(ConfigError, match=r"--combine rank, and there are 3 classes"):
         combine(three, tmp_path / "new", combine="rank")
+    folds = tmp_path / "folds"
+    assert run_app(app, "distrib", ["ensemble", str(experiment), "--folds", "2", "--combine", "rank", "--run",
+                                    str(folds), "--out", str(tmp_path / "new")]) == 2
+    assert not folds.exists()  # told before anything is trained
     combine(three, tmp_path / "bundle", formats=["torch"])
     with pytest.raises(BundleError, match=r"is an ensemble of 2 members"):
         settle(experiment, [], tmp_path / "warm", World(), tmp_path / "bundle")

@@ -24,12 +24,14 @@ from numpy.typing import NDArray
 
 from distrib.bundle import load_bundle
 from distrib.checkpoint import Checkpoint, write_checkpoint
+from distrib.cli import app
 from distrib.config import Experiment
 from distrib.data.manifest import FILE_NAME, DatasetRecord, load_manifest
 from distrib.data.shards import ShardReader
 from distrib.data.transform import EvalTransform
 from distrib.decision import Threshold
 from distrib.documents import validate
+from distrib.entry import run_app
 from distrib.errors import BundleError, CheckpointError, ConfigError, DataError
 from distrib.evaluate import run_evaluate
 from distrib.export.run import run_export
@@ -61,6 +63,7 @@ def make_run(root: Path, dataset: Path, *, model: str = "small_cnn", ema: bool =
     run.experiment.write_bytes(validate(Experiment, document, "the test").to_bytes())
     record = DatasetRecord(classes=classes, dataset_sha256=load_manifest(dataset).sha256)
     run.dataset.write_bytes(record.to_bytes())
+    run.result.write_text(json.dumps({"finished": True}))
     torch.set_num_threads(1)  # fixtures of wider scope come before the automatic one
     torch.manual_seed(1)
     network = build_model(model, len(classes))
@@ -217,7 +220,8 @@ def test_evaluate_gives_the_same_report_at_any_world_size(run: Path) -> None:
     assert reports[1] == {name: value for name, value in expected.items() if name != "intervals"}
 
 
-def test_the_recorded_threshold_decides_everywhere(tmp_path: Path, make_dataset: MakeDataset) -> None:
+def test_the_recorded_threshold_decides_everywhere(tmp_path: Path, make_dataset: MakeDataset,
+                                                   capsys: pytest.CaptureFixture[str]) -> None:
     dataset = make_dataset(classes=2, train=8, val=20, test=20, kind="jpg")
     images = extract(dataset, tmp_path / "images")
     plain = make_run(tmp_path / "plain", dataset)
@@ -235,6 +239,10 @@ def test_the_recorded_threshold_decides_everywhere(tmp_path: Path, make_dataset:
     for entry in predictions:
         assert entry["threshold"] == value
         assert (entry["label"] == "angle1") == (entry["probabilities"]["angle1"] >= value)
+    against = sum(entry["probabilities"][entry["label"]] < 0.5 for entry in predictions)
+    assert against > 0
+    assert run_app(app, "distrib", ["predict", str(tmp_path / "bundle"), str(images)]) == 0
+    assert capsys.readouterr().out.count(f"; decided by the threshold {value:.4f})") == against
     for target in (run, tmp_path / "bundle"):
         report = run_evaluate(target, predictions=table)
         assert report["threshold"]["value"] == value

@@ -48,9 +48,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_what_goes_in_comes_out(tmp_path: Path) -> None:
+def test_what_goes_in_comes_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = class_folders(tmp_path / "source")
     report = run_prepare(source, tmp_path / "data", shard_samples=7, resize=20)
+    assert "every image is dealt to a split by itself" in capsys.readouterr().err
     json.dumps(report)
     manifest = load_manifest(tmp_path / "data")
     assert manifest.sha256 == report["sha256"]
@@ -108,7 +109,7 @@ def test_the_same_bytes_whatever_the_workers_and_other_ones_with_another_seed(tm
         assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in tar} == {(0, 0, 0, "", "", 0o644)}
 
 
-def test_a_table_with_groups_and_copies(tmp_path: Path) -> None:
+def test_a_table_with_groups_and_copies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Patients of 1 to 3 images; patients 3 and 40 share a picture, byte for byte and pixel for pixel."""
     images = tmp_path / "images"
     images.mkdir()
@@ -129,6 +130,7 @@ def test_a_table_with_groups_and_copies(tmp_path: Path) -> None:
         writer.writerows(rows)
     report = run_prepare(images, tmp_path / "data", labels=tmp_path / "labels.csv", image_column="name",
                          label_column="bad", group_column="patient", workers=1)
+    assert "dealt to a split by itself" not in capsys.readouterr().err
     manifest = load_manifest(tmp_path / "data")
     places = {key: (shard.split, group) for shard in manifest.shards
               for key, group in zip(shard.index.key, shard.index.group, strict=True)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -112,6 +113,7 @@ def test_a_planted_regression_is_refused_unless_forced_with_a_reason(
     assert run_app(app, "distrib", ["promote", str(place / "bad"), *words, "--force"]) == 2
     assert "--force is given without --reason" in capsys.readouterr().err
     assert run_app(app, "distrib", ["promote", str(place / "bad"), *words, "--force", "--reason", "a drill"]) == 0
+    assert re.search(r"over the one before \(95% interval -0\.\d+ to -0\.\d+\)", capsys.readouterr().err)
     assert current(registry) == load_bundle(place / "bad").sha256
     assert run_app(app, "distrib", ["promote", "--registry", str(registry), "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -265,3 +265,17 @@ def test_runs_of_different_datasets_are_not_put_side_by_side(made: Made) -> None
     assert "another dataset than the one that" not in page
     page = Path(run_report(wishes(made, moved))["page"]).read_text()
     assert "another dataset than the one that" in page
+
+
+def test_a_run_that_did_not_end_says_so(made: Made) -> None:
+    cut = made.folder / "cut"
+    shutil.copytree(made.runs[0], cut)
+    RunDir(cut).result.unlink()
+    for run, says in ((made.runs[0], False), (cut, True)):
+        told: list[str] = []
+        assert run_evaluate(run, split="train", bootstrap=0, tell=told.append)["finished"] is not says
+        assert any("was not trained to its end" in line for line in told) is says
+        assert any("these samples were trained on" in line for line in told)
+        result = run_report(wishes(made, run))
+        for path in (result["page"], *result["cards"]):
+            assert ("was not trained to its end" in Path(path).read_text()) is says

@@ -186,6 +186,7 @@ def test_another_study_is_refused_and_one_that_fails_says_why(studied: Callable[
     assert f"{study.root} was begun with another experiment.model.name" in told
 
 
+@pytest.mark.soak
 def test_sqlite_holds_a_study_for_two_workers_and_a_trial_that_is_no_experiment_fails_alone(
         studied: Callable[..., Studied]) -> None:
     study = studied(epochs=1)

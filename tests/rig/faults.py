@@ -275,6 +275,17 @@ def fill_disk(world: DiskWorld) -> None:
     filler.unlink()
 
 
+def fill_disk_and_kill(*ranks: int) -> Callable[[DiskWorld], None]:
+    """Ranks die while nothing can be written."""
+    def act(world: DiskWorld) -> None:
+        filler = world.disk.fill()
+        world.signal(signal.SIGKILL, *ranks)
+        world.until(lambda: "lost: 1 rank" in world.errors())
+        time.sleep(1.0)
+        filler.unlink()
+    return act
+
+
 def kill_a_writer(world: NodesWorld) -> None:
     """A node dies while it writes its part of a checkpoint."""
     world.until(lambda: any((world.run / "checkpoints").glob(".*.2.part")))
@@ -355,6 +366,8 @@ FAULTS = [
     Fault("a rank is held to half a core", hold_back, overrides=("watch.every_s=1",)),
     Fault("the disk is full for a while", fill_disk, where="disk", overrides=("checkpoint.every_steps=5",),
           says="could not be written"),
+    Fault("a rank is killed while the disk is full", fill_disk_and_kill(1), where="disk", lost=(1,),
+          overrides=("checkpoint.every_steps=5", "train.ledger=false")),
     Fault("all ranks get SIGTERM", terminate, again=True, lost=(0, 1, 2)),
     Fault("rank 0 is stopped and goes on later", stop_and_go_on(0, 3 * SILENCE_S), lost=(0,), silent=True,
           says=CUT_OFF),
@@ -401,7 +414,8 @@ def run_fault(fault: Fault, experiment: Path, run: Path, backend: str = "gloo", 
             codes = world.wait()
         records, errors, run = world.records(), errors + world.errors(), world.run
         result = json.loads((run / "result.json").read_text()) if (run / "result.json").exists() else {}
-        repeated, missing = _ledger(run, result.get("step", 0))
+        has_ledger = "train.ledger=false" not in fault.overrides
+        repeated, missing = _ledger(run, result.get("step", 0)) if has_ledger else (0, 0)
     steps_s = sorted(record["step_s"] for record in before)
     after = [record for record in records if record["time"] > at]
     done = before[-1]["step"]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydantic import Field
 
 from distrib.documents import Section, apply_overrides, parse_yaml, read_yaml, validate
 from distrib.errors import ConfigError
@@ -22,6 +23,7 @@ class Inner(Section):
 class Outer(Section):
     inner: Inner = Inner()
     maybe: Inner | None = None
+    free: dict[str, Inner] = Field(default_factory=dict)
     name: str
 
 
@@ -156,7 +158,9 @@ def test_overrides_that_are_refused(override: str) -> None:
     ({"name": "n", "inner": {"rate": float("nan")}}, "inner.rate = nan: input should be a finite number"),
     ({"name": "n", "inner": {"rate": float("inf")}}, "inner.rate = inf: input should be a finite number"),
     ({"name": "n", "inner": {"steps": 1.5}}, "inner.steps = 1.5"),
-    ({"name": "n", "inner": 3}, "inner = 3"),
+    ({"name": "n", "inner": 3}, "inner = 3: it is a section, with keys of its own: rate, steps"),
+    ({"name": "n", "free": {"x.y": 3}}, "free.x.y = 3: it is a section, with keys of its own: rate, steps"),
+    ({"name": "n", "free": {"x.y": {"rat": 3}}}, "unknown key 'free.x.y.rat' (did you mean 'rate'?)"),
     ({"name": "n", "inner": None}, "inner = None"),
     ({"name": "n", 1: 2}, "1 = 1: keys should be strings"),
     ([], "the document = []"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -109,6 +110,22 @@ def test_a_holder_gives_signs(run: RunDir) -> None:
     lease = Lease(run, "a", 0.5)
     lease.take(quiet)
     assert not lease.is_unchanged()
+    lease.release()
+    assert lease.newest()[1]["released"]
+
+
+def test_a_full_disk_does_not_keep_a_leader_from_the_lease(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name is taken; who holds it is written when there is room again."""
+    lease = Lease(run, "a", 60.0)
+
+    def full(*_: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lease, "_content", full)  # as if writing it failed
+        assert lease.claim(3)
+    assert lease.newest()[0] == 3
+    assert not Lease(run, "b", 60.0).claim(3)
     lease.release()
     assert lease.newest()[1]["released"]
 

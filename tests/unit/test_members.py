@@ -42,7 +42,7 @@ def place(port: int) -> str:
 def test_who_told_where_it_is_and_ended_before_it_called_is_known_to_be_dead() -> None:
     store = HashStore()
     store.set("members/1", place(closed_port()))
-    with Members("near", "127.0.0.1", LONG_S, LONG_S, 8) as members:
+    with Members("near", "127.0.0.1", LONG_S / 20, LONG_S, 8) as members:
         members.meet(0, 2, 0, store, quiet)
         assert members.alarm.is_set()
         assert members._known.dead == {1}
@@ -98,6 +98,17 @@ def test_who_stands_in_for_a_rank_that_was_lost_early_waits_until_the_others_hav
         with pytest.raises((CheckpointError, WorldError)):  # by hand it is no use to wait
             Link(World(host="near"), comm, RunDir(tmp_path / "none"), Lease(run, "near", 1.0), quiet, 8).join()
         timer.join()
+
+
+def test_a_list_of_members_that_can_not_be_written_is_told_and_ends_nothing(tmp_path: Path) -> None:
+    run, said = RunDir(tmp_path / "gone"), list[str]()
+    link = Link(World(host="near", elastic=True), CommConfig(), run, Lease(run, "near", 1.0), said.append, 8)
+    with Members("near", "127.0.0.1", 1.0, 1.0, 8) as members:
+        members.meet(0, 1, 0, HashStore(), quiet)
+        link.members = members
+        link._publish_if_possible()
+    assert "members.json could not be written" in said[0]
+    assert "No rank can join the run" in said[0]
 
 
 def test_a_store_whose_keeper_died_is_waited_for_no_longer_than_the_view_lasts() -> None:

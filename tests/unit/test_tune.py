@@ -24,7 +24,7 @@ from distrib.errors import ConfigError, DistribError
 from distrib.rundir import RunDir
 from distrib.tune.draw import SeededByTrial, as_drawn, as_stored, draw
 from distrib.tune.folder import StudyDir, settle_study
-from distrib.tune.report import experiment_text
+from distrib.tune.report import experiment_text, report_lines
 from distrib.tune.space import Axis, base_values, corners, in_order, is_active, number_type
 from distrib.tune.storage import describe, mend, open_storage
 from distrib.tune.study import Plan, Study, load_plan
@@ -294,3 +294,14 @@ def test_a_storage_is_named_without_who_and_how(storage: str, tmp_path: Path) ->
     assert "s3cret" not in caught.value.one_line()
     with pytest.raises(ConfigError, match="neither journal nor"):
         describe("no url s3cret")
+
+
+def test_who_is_told_the_best_of_several_is_told_that_it_was_partly_lucky() -> None:
+    def row(number: int) -> dict[str, Any]:
+        return {"number": number, "state": "complete", "score": 0.5 + number / 10, "best_seen": 0.5, "epochs": 1,
+                "values": {}, "message": None}
+
+    for count in (1, 2):
+        report = {"metric": "auroc", "base_score": 0.5, "importances": {}, "best_experiment": "best.yaml",
+                  "trials": [row(number) for number in range(count)], "best": row(count - 1)}
+        assert any("partly lucky" in line for line in report_lines(report)) is (count > 1)
