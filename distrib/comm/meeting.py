@@ -76,8 +76,8 @@ def _await_rank_0(world: World, timeout_s: float) -> None:
             return
         except OSError as error:
             if time.monotonic() + pause_s > deadline:
-                raise RuntimeError(f"no answer from {world.master_addr}, port {world.master_port}, for {timeout_s:g} s: "
-                                   f"{error.strerror or error}") from error
+                where = f"{world.master_addr}, port {world.master_port}"
+                raise RuntimeError(f"no answer from {where}, for {timeout_s:g} s: {error.strerror or error}") from error
         threading.Event().wait(pause_s)  # time.sleep fails under a clock that libfaketime shifts
         pause_s = min(2 * pause_s, 1.0)
 
