@@ -24,16 +24,7 @@ from distrib.decision import decide, softmax
 from distrib.errors import BundleError, ConfigError, DataError, DistribError, DivergedError, printable
 from distrib.runtimes.table import Runtime
 from distrib.scoring import Images
-
-Turn = Callable[[Images], Images]
-"""One image [S, S, 3] to a view of it."""
-
-_TURNS: dict[str, tuple[Turn, ...]] = {
-    "none": (lambda image: image,),
-    "hflip": (lambda image: image, lambda image: image[:, ::-1]),
-    "flips": (lambda image: image, lambda image: image[:, ::-1], lambda image: image[::-1],
-              lambda image: image[::-1, ::-1]),
-}
+from distrib.views import VIEWS
 
 
 def run_predict(bundle: Path, images: Sequence[Path], *, tta: str = "none", runtime: str | None = None,
@@ -48,13 +39,13 @@ def run_predict(bundle: Path, images: Sequence[Path], *, tta: str = "none", runt
     predicted. Call `failure` on the result for what to raise. Raises BundleError, ConfigError, DataError,
     MissingPartError before anything is predicted.
     """
-    if tta not in _TURNS:
-        raise ConfigError(f"--tta {tta!r} is unknown", "nothing was predicted", f"choose one of {', '.join(_TURNS)}")
+    if tta not in VIEWS:
+        raise ConfigError(f"--tta {tta!r} is unknown", "nothing was predicted", f"choose one of {', '.join(VIEWS)}")
     loaded = load_bundle(bundle)
     options = ingest_options(loaded)
     paths = _files(images, tell)
     with Runtime(loaded, runtime) as model:
-        predictor = Predictor(loaded.bundle, options, model, _TURNS[tta])
+        predictor = Predictor(loaded.bundle, options, model, tta)
         common = {"runtime": model.name, "tta": tta}
         # One task an image, decoding included: every core is busy, and at most so many images are in memory.
         with ThreadPoolExecutor(model.threads, thread_name_prefix="predict") as pool:
@@ -101,9 +92,9 @@ def ingest_options(loaded: LoadedBundle) -> IngestOptions:
 class Predictor:
     """From the bytes of an image file to its answer; safe to call from as many threads as the runtime has."""
 
-    def __init__(self, bundle: Bundle, options: IngestOptions, model: Runtime, turns: Sequence[Turn] = _TURNS["none"],
+    def __init__(self, bundle: Bundle, options: IngestOptions, model: Runtime, tta: str = "none",
                  max_pixels: int = MAX_PIXELS) -> None:
-        self._bundle, self._options, self._model, self._turns = bundle, options, model, turns
+        self._bundle, self._options, self._model, self._views = bundle, options, model, VIEWS[tta]
         self._max_pixels = max_pixels
         self._transform = EvalTransform(bundle.preprocessing.image_size, bundle.preprocessing.eval_crop)
 
@@ -114,7 +105,7 @@ class Predictor:
 
     def answer(self, pixels: Images, name: str) -> dict[str, Any]:
         """{"label", "threshold" where there is one, "probabilities": {class: p}}. Raises DivergedError."""
-        logits_NK = self._model.here(np.stack([turn(pixels) for turn in self._turns]))
+        logits_NK = self._model.here(np.concatenate([np.flip(pixels[None], axes) for axes in self._views]))
         if not np.isfinite(logits_NK).all():
             raise DivergedError(f"the model's output for {name} is not a finite number")
         probabilities_1K = softmax(logits_NK).mean(axis=0, keepdims=True)

@@ -16,7 +16,7 @@ from distrib.data.folds import fold_view
 from distrib.data.manifest import Manifest, SplitSamples, load_manifest
 from distrib.data.shards import ShardReader
 from distrib.data.transform import EvalTransform
-from distrib.ensemble.module import VIEWS, Shrink, views_of
+from distrib.ensemble.module import Shrink, views_of
 from distrib.errors import ConfigError, DataError
 from distrib.export.subject import check_dataset
 from distrib.forward import PixelModel
@@ -24,6 +24,7 @@ from distrib.metrics import Floats
 from distrib.rundir import RunDir
 from distrib.scoring import Images, Logits, compute_threads, score_split
 from distrib.trained import Trained, load_trained
+from distrib.views import VIEWS
 
 _NOTHING = "nothing was combined"
 

@@ -9,11 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distrib.ensemble.combine import LEAST_VOTE, Ranks
-
-VIEWS: dict[str, tuple[tuple[int, ...], ...]] = {
-    "none": ((),), "hflip": ((), (2,)), "flips": ((), (2,), (1,), (1, 2)),
-}
-"""Axes of images_NHWC that each view is flipped along; the same views as `predict --tta`."""
+from distrib.views import VIEWS
 
 
 def views_of(images_NHWC: Tensor, tta: str) -> list[Tensor]:

@@ -12,11 +12,11 @@ from distrib.config import EvaluateConfig, load_run_experiment
 from distrib.errors import ConfigError
 from distrib.export.wishes import check_bundle_wishes
 from distrib.rundir import RunDir
+from distrib.views import Tta
 from distrib.world import World
 
 Combine = Literal["mean", "weights", "rank"]
 Select = Literal["all", "greedy"]
-Tta = Literal["none", "hflip", "flips"]
 Calibrate = Literal["temperature", "none"]
 
 _NOTHING = "nothing was combined"
