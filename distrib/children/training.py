@@ -14,6 +14,7 @@ from typing import IO
 
 from distrib.children import seat
 from distrib.config import Experiment
+from distrib.signals import stops_answered_by
 from distrib.world import without_world
 
 CLUSTER = b"launcher: local\n"
@@ -49,9 +50,5 @@ def stop_requests() -> Iterator[Callable[[], int]]:
         nonlocal wanted
         wanted = -number if number == signal.SIGINT and wanted == number else wanted or number
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with stops_answered_by(ask):
         yield lambda: wanted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

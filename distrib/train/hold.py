@@ -11,6 +11,7 @@ from types import FrameType
 from distrib.elastic.lease import Lease
 from distrib.errors import storage_errors
 from distrib.rundir import RunDir
+from distrib.signals import stops_answered_by
 
 Tell = Callable[[str], None]
 
@@ -49,9 +50,5 @@ def stop_requests() -> Iterator[Callable[[], int]]:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with stops_answered_by(ask):
         yield lambda: wanted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
