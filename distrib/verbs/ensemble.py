@@ -9,6 +9,7 @@ import typer
 
 from distrib.entry import tell
 from distrib.verbs.answers import Json, answer
+from distrib.verbs.formats import EXACT, Calibration, Formats, Tolerance, names_in
 
 
 def ensemble(
@@ -25,18 +26,18 @@ def ensemble(
     calibrate: Annotated[str, typer.Option(help="temperature, or none.")] = "temperature",
     metric: Annotated[str | None, typer.Option(help="What decides [evaluate.metric of the members].")] = None,
     split: Annotated[str, typer.Option(help="What decides on: val, and nothing else.")] = "val",
-    formats: Annotated[str, typer.Option("--format", help="Formats, separated by commas.")] = "torch,onnx,openvino",
-    tolerance: Annotated[float, typer.Option(help="Largest difference of a probability between formats.")] = 1e-3,
+    formats: Formats = EXACT,
+    tolerance: Tolerance = 1e-3,
     samples: Annotated[int, typer.Option(help="Images that every format is checked with.")] = 64,
     max_drop: Annotated[float, typer.Option(help="Of int8 and bf16: most that the metric may fall.")] = 0.005,
-    calibration: Annotated[int, typer.Option(help="Of int8: training images that ranges come from.")] = 300,
+    calibration: Calibration = 300,
     as_json: Json = False,
 ) -> None:
     """Combine runs into one bundle, chosen on validation samples alone; with --folds, train them first."""
     from distrib.ensemble.wishes import check_classes, check_members, check_out_of_fold, make_wishes
     from distrib.world import read_world
 
-    names = [name.strip() for name in formats.split(",") if name.strip()]
+    names = names_in(formats)
     wishes = make_wishes(out, names, split=split, combine=combine, select=select, tta=tta, calibrate=calibrate,
                          metric=metric, tolerance=tolerance, num_samples=samples, max_drop=max_drop,
                          calibration=calibration)

@@ -9,22 +9,23 @@ import typer
 
 from distrib.entry import tell
 from distrib.verbs.answers import Json, answer
+from distrib.verbs.formats import EXACT, Calibration, Formats, Tolerance, names_in
 
 
 def export(
     run: Annotated[Path, typer.Argument(help="A run's folder.")],
     out: Annotated[Path, typer.Option(help="The bundle's folder; must not exist yet.")],
-    formats: Annotated[str, typer.Option("--format", help="Formats, separated by commas.")] = "torch,onnx,openvino",
-    tolerance: Annotated[float, typer.Option(help="Largest difference of a probability between formats.")] = 1e-3,
+    formats: Formats = EXACT,
+    tolerance: Tolerance = 1e-3,
     samples: Annotated[int, typer.Option(help="Validation images that every format is checked with.")] = 64,
     max_drop: Annotated[float, typer.Option(help="Of int8 and bf16: most that evaluate.metric may fall.")] = 0.005,
-    calibration: Annotated[int, typer.Option(help="Of int8: training images that ranges come from.")] = 300,
+    calibration: Calibration = 300,
     as_json: Json = False,
 ) -> None:
     """Write an inference bundle, if every format of it gives the model's own answers (int8, bf16: about so)."""
     from distrib.export.wishes import check_wishes
 
-    names = [name.strip() for name in formats.split(",") if name.strip()]
+    names = names_in(formats)
     check_wishes(run, out, names, tolerance, samples, max_drop, calibration)
     from distrib.export.run import run_export  # takes seconds to import
 

@@ -24,7 +24,7 @@ LAYERS = [
      "checkpoint_parts", "checkpoint_writer", "elastic", "tensor_file"},
     {"data", "comm", "models"},
     {"config", "rundir", "world"},
-    {"documents", "entry", "stdout", "code", "json_lines"},
+    {"documents", "entry", "stdout", "code", "json_lines", "signals", "views"},
     {"durable"},
     {"errors"},
 ]
