@@ -118,3 +118,16 @@ def test_every_command_of_the_read_me_is_known() -> None:
         text = run(EXAMPLES, ["distrib", verb, "--help"])
         used = {word for command in commands if command[1] == verb for word in command if word.startswith("--")}
         assert all(option in text for option in used), (verb, used)
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.soak
+def test_the_whole_story(tmp_path: Path) -> None:
+    """Ends with 0 only if all that was planted was refused."""
+    done = subprocess.run([sys.executable, EXAMPLES / "melanoma" / "story.py", tmp_path, "--images", "900"],
+                          cwd=EXAMPLES.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(next(tmp_path.glob("*/summary.json")).read_text(encoding="utf-8"))
+    assert all("error:" in summary[planted] for planted in ("leak_in_the_table", "leak", "regression"))
+    told = summary["test of ensemble"]["intervals"]["metrics"]
+    assert {"auroc", "partial_auroc", "sensitivity_at_specificity"} <= set(told)
