@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "melanoma"))
 
-from story import by_patient, with_a_torn_patient  # noqa: E402
+from story import by_patient, with_a_torn_patient
 
 ROWS = [{"image_name": f"{patient}-{number}", "patient_id": f"p{patient}", "target": "0"}
         for patient in range(40) for number in range(1 + patient % 4)]
