@@ -85,7 +85,7 @@ def end_adopted(known: Collection[int], number: int, timeout_s: float) -> bool:
 def remove_shared_memory(pid: int) -> None:
     """Give back what a killed process left of libfabric's shared memory (64 MB a rank, named PID:UID:NUMBER).
 
-    Under oneCCL ranks on one host talk through it; a process that ends by itself removes its own.
+    Under oneCCL ranks on one host talk through it; a process that ends in order removes its own.
     """
     for left in SHARED_MEMORY.glob(f"{pid}:{os.getuid()}:*"):
         with contextlib.suppress(OSError):

@@ -18,6 +18,7 @@ import pytest
 
 from distrib.data.manifest import FILE_NAME, Manifest, Shard, ShardIndex, Split
 from distrib.durable import sha256_file
+from launch.processes import remove_shared_memory
 
 MakeDataset = Callable[..., Path]
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -141,6 +142,7 @@ def start() -> Iterator[Start]:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+        remove_shared_memory(process.pid)
 
 
 PYTHON = sys.executable

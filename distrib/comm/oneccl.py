@@ -108,6 +108,7 @@ def _create(extension: ModuleType, store: Any, rank: int, size: int, timeout: da
     if extension.__name__ not in _settled:  # oneCCL reads its environment once
         remove_left_memory(time.time())
         _settle(_world, peers, rank, size, address)
+        atexit.register(remove_own_memory)
         extension.pin(_world.comm_cpus)
         _settled.add(extension.__name__)
     return extension.create(peers)
@@ -120,6 +121,12 @@ def remove_left_memory(now: float) -> None:
         with contextlib.suppress(OSError):
             if pid.isdigit() and not psutil.pid_exists(int(pid)) and now - path.stat().st_mtime > LEFT_S:
                 path.unlink()
+
+
+def remove_own_memory() -> None:
+    """Give back this process's shared memory as it ends: communicators are never destroyed, so libfabric does not."""
+    for path in SHARED_MEMORY.glob(f"{os.getpid()}:{os.getuid()}:*"):
+        path.unlink(missing_ok=True)
 
 
 def _keeper_host(world: World, address: str) -> str:

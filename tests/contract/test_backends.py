@@ -76,6 +76,7 @@ def test_collectives(start: Start, backend: Backend, size: int) -> None:
         assert not wrong, f"rank {rank}: {len(wrong)} of {len(answered)}: {sorted(wrong)}\n" + "\n".join(
             f"{name}: {why}" for name, why in list(wrong.items())[:3])
         assert len(answered) > 100
+        assert not list(Path("/dev/shm").glob(f"{process.pid}:*"))
 
 
 @pytest.mark.timeout(60)
