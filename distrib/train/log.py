@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -22,20 +24,28 @@ _SECONDS_BETWEEN_LINES = 10.0
 def keep_lines_up_to(path: Path, step: int) -> None:
     """Drop the lines of a JSON-lines file that speak of steps after ``step``, and a torn last line.
 
-    A run that goes on from a checkpoint does the steps after it again. Raises StorageError.
+    A run that goes on from a checkpoint does the steps after it again. The file is replaced, so
+    that a stopped writer that wakes up writes into the old one; on a full disk it is cut where it is. Raises
+    StorageError.
     """
     with storage_errors(f"{path} could not be brought level with the checkpoint", "the run was not continued"):
         if not path.exists():
             return
-        kept = []
-        for line in path.read_bytes().splitlines(keepends=True):
+        kept, content = [], path.read_bytes()
+        for line in content.splitlines(keepends=True):
             try:
                 record = json.loads(line)
             except ValueError:
                 continue
             if line.endswith(b"\n") and isinstance(record, dict) and record.get("step", 0) <= step:
                 kept.append(line)
-        replace_file(path, b"".join(kept))
+        whole = b"".join(kept)
+        try:
+            replace_file(path, whole)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not content.startswith(whole):
+                raise
+            os.truncate(path, len(whole))
 
 
 def _last_step(path: Path) -> int:

@@ -368,6 +368,8 @@ FAULTS = [
           says="could not be written"),
     Fault("a rank is killed while the disk is full", fill_disk_and_kill(1), where="disk", lost=(1,),
           overrides=("checkpoint.every_steps=5", "train.ledger=false")),
+    Fault("rank 0 is killed while the disk is full", fill_disk_and_kill(0), where="disk", lost=(0,),
+          overrides=("checkpoint.every_steps=5", "train.ledger=false")),
     Fault("all ranks get SIGTERM", terminate, again=True, lost=(0, 1, 2)),
     Fault("rank 0 is stopped and goes on later", stop_and_go_on(0, 3 * SILENCE_S), lost=(0,), silent=True,
           says=CUT_OFF),

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,17 @@ def test_what_can_not_be_rewritten_is_told(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(StorageError, match=r"metrics\.jsonl could not be brought level with the checkpoint"):
         keep_lines_up_to(tmp_path / "metrics.jsonl", 3)
+
+
+def test_a_full_disk_does_not_keep_the_log_from_going_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("distrib.train.log.replace_file", full)
+    path = tmp_path / "metrics.jsonl"
+    assert kept(path, line(1) + line(2) + line(3), 2) == line(1) + line(2)
+    with pytest.raises(StorageError):
+        kept(path, line(3) + line(1), 2)  # what is kept does not stand at the beginning
 
 
 def record(step: int) -> dict[str, Any]:
