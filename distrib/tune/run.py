@@ -56,7 +56,7 @@ def run_tune(plan: Plan, tell: Tell, *, host: str, at_once: int, worker: bool) -
         session = _Session(plan, folder, study, storage, claims, tell, at_once)
         session.run(stop_wanted, worker)
         write_best(study, plan, folder)
-        report = describe_study(study, plan, folder)
+        report = describe_study(study, plan, folder, claims)
     _refuse_if_all_failed(report)
     return {**report, "signal": stop_wanted()}
 
@@ -75,8 +75,10 @@ def _begun(folder: StudyDir) -> Iterator[None]:
             shutil.rmtree(folder.root, ignore_errors=True)
 
 
-def read_report(plan: Plan) -> dict[str, Any]:
-    """How a study stands, without training anything. Raises any DistribError."""
+def read_report(plan: Plan, *, host: str) -> dict[str, Any]:
+    """How a study stands, without training anything. Waits for a sign of the processes elsewhere that see to its
+    trials. Raises any DistribError.
+    """
     folder, storage_name = StudyDir(plan.folder), plan.study.storage
     if not folder.document.exists():
         raise ConfigError(f"{folder.root} is no study", "there is nothing to show", "start it without --show")
@@ -84,7 +86,10 @@ def read_report(plan: Plan) -> dict[str, Any]:
     with storage_trouble(storage_name, folder.journal):
         study = _open_study(plan, open_storage(storage_name, folder.journal), identity, describe(storage_name),
                             reads=True)
-        return {**describe_study(study, plan, folder), "signal": 0}
+        claims = Claims(host, plan.base.comm.silence_s)
+        claims.make_sure([folder.claim(trial.number) for trial in study.get_trials(deepcopy=False)
+                          if trial.state is TrialState.RUNNING])
+        return {**describe_study(study, plan, folder, claims), "signal": 0}
 
 
 def _open_study(plan: Plan, storage: BaseStorage, identity: str, shown: str, *, reads: bool = False) -> optuna.Study:
