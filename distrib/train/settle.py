@@ -89,8 +89,9 @@ def settle_experiment(run: RunDir, path: Path | None, overrides: Sequence[str],
     changed = [name for name in differences(begun.model_dump(mode="json"), wanted.model_dump(mode="json"))
                if not name.startswith(FREE)]
     if changed:
+        warm = "" if "model.name" in changed else f", with --from {run.root} to start with its weights"
         raise ConfigError(f"{run.root} was begun with another {', '.join(changed)}", "the run was not continued",
-                          "give another --run folder, or the run's own values")
+                          f"give the run's own values, or train into another --run folder{warm}")
     return wanted
 
 
