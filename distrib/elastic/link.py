@@ -103,6 +103,11 @@ class Link:
             document = json.loads(self._run.members.read_bytes())
             places = {int(member): Place(**place) for member, place in document["members"].items()}
             secret, self._backend = str(document["secret"]), str(document["backend"])
+        except FileNotFoundError:
+            raise CheckpointError(f"{self._run.root} is not trained elastically: {self._run.members.name} is missing",
+                                  "this rank did not join",
+                                  "leave --join out to train it, or start it with `launch run --elastic` for ranks to "
+                                  "join") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{self._run.members} can not be read: {error}", "this rank did not join",
                                   "name the --run folder of an elastic run that is training") from error

@@ -562,6 +562,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("the record of the environment is damaged", GO_ON, "environment.jsonl",
              write("run/environment.jsonl", "{\n")),
         Case("another training in the same folder", GO_ON, "another training", HeldLease),
+        Case("a run to join that is not elastic", f"{GO_ON} --join", "not trained elastically"),
         Case("metrics.jsonl can not be written", GO_ON, "metrics.jsonl", folder("run/metrics.jsonl"),
              leaves=("run/environment.jsonl",)),
         Case("the folder of checkpoints is a file", GO_ON, "checkpoints",
