@@ -651,7 +651,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     ),
     "tune": (
         Case("no such file", "distrib tune none.yaml", "can not be read"),
-        Case("an experiment, not a study", "distrib tune experiment.yaml", "unknown key 'data'"),
+        Case("an experiment, not a study", "distrib tune experiment.yaml", "give it to `distrib train`"),
         Case("no such experiment", TUNE, "can not be read", write("study.yaml", "experiment: none.yaml\nkeys: {seed: "
                                                                   "{choices: [1]}}")),
         Case("no keys", TUNE, "'keys' is missing", write("study.yaml", "experiment: experiment.yaml\n")),
@@ -752,6 +752,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "launch": (
         Case("no arguments", "launch", "missing command"),
         Case("no such cluster file", "launch run nowhere.yaml -- true", "can not be read"),
+        Case("an experiment, not a cluster file", "launch run experiment.yaml -- true", "give it to `distrib train`"),
         Case("a folder for the cluster file", "launch run data -- true", "Is a directory"),
         Case("no -- before the command", "launch run here.yaml distrib train experiment.yaml", "no `--`"),
         Case("no command", "launch run here.yaml --", "missing argument"),
