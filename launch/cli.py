@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from distrib.entry import put, report, run_app
+from distrib.entry import put, report, run_app, tell
 from distrib.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -72,8 +72,12 @@ def run(
     """
     from launch.local import Options
 
-    plan = _plan(cluster, command, nodes, ranks, override, elastic)
-    code: int = _launcher(plan.cluster.launcher).run_plan(plan, Options(logs, all_output, job))
+    try:
+        plan = _plan(cluster, command, nodes, ranks, override, elastic)
+        code: int = _launcher(plan.cluster.launcher).run_plan(plan, Options(logs, all_output, job))
+    except KeyboardInterrupt:  # while ranks run, it is theirs
+        tell("launch: interrupted, while no rank was running")
+        raise
     return code
 
 

@@ -53,6 +53,7 @@ def run_plan(plan: Plan, options: Options) -> int:
             say(f"{plan.cluster.name}: waiting for nodes ({plan.cluster.slurm.spares + len(plan.layout()[0])})")
             allocation, stopped = _allocate(argv, inbox)
         if stopped:
+            say("interrupted before there were nodes; the request was taken back")
             return 128 + stopped
         with _ending_with_us(allocation):
             say(f"job {allocation} of Slurm's; job folder: {folder.path}")
