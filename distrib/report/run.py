@@ -12,7 +12,7 @@ from distrib.config import EvaluateConfig
 from distrib.data.fields import read_fields
 from distrib.data.manifest import Manifest, load_manifest
 from distrib.durable import replace_file
-from distrib.errors import DataError, storage_errors
+from distrib.errors import ConfigError, DataError, storage_errors
 from distrib.evaluate import Scored, check_writable, classes_of, scored, some
 from distrib.report.judged import LETTERS, Judged, Levels, judge_target
 from distrib.report.page import Content, render_card, render_page
@@ -20,6 +20,9 @@ from distrib.report.subgroups import Wish, parse_wish, split_levels
 from distrib.report.wishes import Wishes
 
 Tell = Callable[[str], None]
+
+_MARKS = (b"<title>Report: ", b"The facts were filled in by distrib ")
+"""Of pages and of cards, near their beginning."""
 
 
 def run_report(wishes: Wishes, tell: Tell = lambda _: None) -> dict[str, Any]:
@@ -32,6 +35,7 @@ def run_report(wishes: Wishes, tell: Tell = lambda _: None) -> dict[str, Any]:
     subgroups = [parse_wish(text) for text in wishes.subgroups]
     for path in (page, *cards):
         check_writable(path, "report")
+    check_place(wishes.out, page, cards)
     check_alike(wishes.targets, wishes.data)
     several: list[Judged] = []
     first: tuple[Manifest, EvaluateConfig, Levels] | None = None
@@ -65,6 +69,27 @@ def paths(out: Path, num_targets: int) -> tuple[Path, list[Path]]:
     stem = page.with_suffix("").name if is_page else "model-card"
     names = [f"{stem}.md"] if num_targets == 1 else [f"{stem}-{letter}.md" for letter in LETTERS[:num_targets]]
     return page, [page.with_name(name) for name in names]
+
+
+def check_place(out: Path, page: Path, cards: Sequence[Path]) -> None:
+    """Raises ConfigError where something else would be overwritten, or a folder of other things would get a report.
+
+    A folder may be new or empty, or hold an earlier report.
+    """
+    with storage_errors(f"the report {page} could not be written", "nothing was judged"):
+        foreign = next((path for path in (page, *cards) if path.exists() and not _is_ours(path)), None)
+        if foreign is not None:
+            raise ConfigError(f"{foreign} exists, and no report wrote it", "nothing was judged; it is as it was",
+                              "choose another --out, or move it away")
+        if page.parent == out.absolute() and not page.exists() and page.parent.is_dir() and any(page.parent.iterdir()):
+            raise ConfigError(f"--out {out} is not empty and holds no report", "nothing was judged",
+                              f"choose another folder, or name a file to put it there: --out {out / page.name}")
+
+
+def _is_ours(path: Path) -> bool:
+    with path.open("rb") as file:
+        beginning = file.read(1 << 16)
+    return any(mark in beginning for mark in _MARKS)
 
 
 def _levels(one: Scored, wished: Sequence[Wish]) -> Levels:

@@ -746,6 +746,9 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("a damaged sample", "distrib report run", "checksum", lambda here: in_an_image(here, "val")),
         Case("metrics that are no records", "distrib report run", "no JSON object", write("run/metrics.jsonl", "x\n")),
         Case("a file where the folder should be", "distrib report run --out experiment.yaml", "could not be written"),
+        Case("a folder of other things for the report", "distrib report run --out photos", "holds no report"),
+        Case("another's file where the page should be", "distrib report run --out mine.html", "no report wrote it",
+             write("mine.html", HTML)),
         Case("a report for two ranks", "distrib report run", "one process", environment={
             "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29176"}),
     ),

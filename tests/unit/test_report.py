@@ -19,7 +19,7 @@ from distrib.metrics import calibration_error, measure
 from distrib.report.curves import calibration_bins, class_curves
 from distrib.report.history import in_buckets, read_history, time_split
 from distrib.report.mistakes import worst
-from distrib.report.run import paths, run_report
+from distrib.report.run import check_place, paths, run_report
 from distrib.report.subgroups import NOT_GIVEN, Wish, judge_levels, parse_wish, split_levels
 from distrib.report.thresholds import asked_for, for_sensitivity, for_specificity, operating_points
 from distrib.report.wishes import check_wishes
@@ -221,3 +221,26 @@ def test_other_classes_are_found_before_anything_is_judged(tmp_path: Path) -> No
     wishes = check_wishes([tmp_path / "one", tmp_path / "other"], tmp_path / "report", None, "val", (), 24, None, 1)
     with pytest.raises(DataError, match=r"the classes of .*/other are cat, dog, those of .*/one are benign, melanoma"):
         run_report(wishes, pytest.fail)
+
+
+def test_nothing_but_an_old_report_is_replaced(tmp_path: Path) -> None:
+    def check(out: Path) -> None:
+        check_place(out, *paths(out, 1))
+
+    folder = tmp_path / "photos"
+    for out in (folder, folder / "report.html"):
+        check(out)  # not there yet
+    folder.mkdir()
+    check(folder)
+    (folder / "cat.jpg").touch()
+    with pytest.raises(ConfigError, match=r"photos is not empty and holds no report.*--out .*/photos/report\.html"):
+        check(folder)
+    check(folder / "report.html")
+    for name, theirs, ours in (("report.html", "<title>My report", "<title>Report: x"),
+                               ("report.md", "# Mine", "# Model card\nThe facts were filled in by distrib 0.1.0")):
+        (folder / name).write_text(theirs)
+        with pytest.raises(ConfigError, match=rf"{name} exists, and no report wrote it"):
+            check(folder / "report.html")
+        (folder / name).write_text(ours)
+        check(folder / "report.html")
+    check(folder)  # which holds a report now
