@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from distrib.bundle import FormatGate
 from distrib.config import EvaluateConfig
 from distrib.decision import Threshold, decide, softmax
-from distrib.errors import BundleError
+from distrib.errors import BundleError, counted
 from distrib.intervals import bootstrap_draws, percentile_interval
 from distrib.metrics import LOWER_IS_BETTER, RATE_SLACK, Labels, goodness, validate
 from distrib.scoring import Logits
@@ -35,7 +35,7 @@ def judge(name: str, exact_NK: Logits, reduced_NK: Logits, labels_N: Labels, gro
         raise BundleError(
             f"{name} changes {config.metric} on {len(labels_N)} validation samples from {abs(exact):.6g} to "
             f"{abs(reduced):.6g}, worse by {exact - reduced:.3g}; the most accepted is {max_drop:g} "
-            f"({len(labels_N) - labels_equal} labels differ)", "no bundle was written",
+            f"({counted(len(labels_N) - labels_equal, 'label differs', 'labels differ')})", "no bundle was written",
             "raise --max-drop if this is acceptable, calibrate with more images (--calibration), or leave the format "
             "out with --format")
     low, high = drop_interval(exact - reduced, exact_NK, reduced_NK, labels_N, groups, classes, config)

@@ -14,7 +14,7 @@ from distrib.data.folds import load_view
 from distrib.data.manifest import FILE_NAME, Manifest, read_record
 from distrib.decision import positive_index
 from distrib.documents import apply_overrides, validate
-from distrib.errors import BundleError, CheckpointError, ConfigError
+from distrib.errors import BundleError, CheckpointError, ConfigError, counted
 from distrib.rundir import RunDir
 from distrib.world import World
 
@@ -108,7 +108,7 @@ def _check_world(experiment: Experiment, world: World) -> None:
     lanes = experiment.train.lanes
     if world.size > lanes:
         raise ConfigError(f"{world.size} ranks for train.lanes = {lanes}", "some ranks would have nothing to do",
-                          f"start at most {lanes} ranks, or begin a new run with more lanes")
+                          f"start at most {counted(lanes, 'rank')}, or begin a new run with more lanes")
 
 
 def _check_dataset(run: RunDir, experiment: Experiment, manifest: Manifest) -> None:

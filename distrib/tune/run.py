@@ -21,7 +21,7 @@ from distrib.children.claims import Claims
 from distrib.children.cores import divide, usable_cores
 from distrib.children.training import CLUSTER, stop_requests
 from distrib.durable import replace_file
-from distrib.errors import ConfigError, storage_errors
+from distrib.errors import ConfigError, counted, storage_errors
 from distrib.tune.draw import SeededByTrial, as_stored, draw
 from distrib.tune.folder import StudyDir, settle_study
 from distrib.tune.job import Job
@@ -227,7 +227,7 @@ class _Session:
         metric = self._plan.base.evaluate.metric
         for seen in job.validations():
             job.trial.report(seen.score, seen.epochs)
-            self._tell(f"trial {job.number} after {seen.epochs} of {job.total_epochs} epochs: {metric} "
+            self._tell(f"trial {job.number} after {seen.epochs} of {counted(job.total_epochs, 'epoch')}: {metric} "
                        f"{seen.score:.4f}")
             if job.trial.should_prune() and job.number and may_go_on and seen.epochs < job.total_epochs:
                 self._record(job, TrialState.PRUNED, "")  # first of all, so that nobody goes on with it
@@ -272,5 +272,7 @@ def _refuse_if_all_failed(report: dict[str, Any]) -> None:
     ends = {row["state"] for row in report["trials"]}
     if report["finished"] and report["best"] is None and ends <= {"failed", "diverged"}:
         first = report["trials"][0]
-        raise ConfigError(f"all {len(report['trials'])} trials failed, the base experiment so: {first['message']}",
+        number = len(report["trials"])
+        all_of = f"all {number} trials" if number > 1 else "the only trial"
+        raise ConfigError(f"{all_of} failed, the base experiment so: {first['message']}",
                           "there is no best one", "correct the experiment, and begin a study in another folder")

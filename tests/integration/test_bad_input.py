@@ -380,7 +380,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("a file for the folder", "distrib prepare experiment.yaml --out new", "is not a folder"),
         Case("an empty folder", "distrib prepare empty --out new", "holds no images", folder("empty")),
         Case("images without class folders", "distrib prepare photos/cat --out new", "no class folders"),
-        Case("some images outside of class folders", PREPARE, "lie in no class folder", write("photos/x.jpg", b"x")),
+        Case("some images outside of class folders", PREPARE, "lies in no class folder", write("photos/x.jpg", b"x")),
         Case("one class", PREPARE, "one class", removed("photos/dog")),
         Case("a class of two images", PREPARE, "too few groups", few_per_class),
         Case("an image with two labels", PREPARE, "two labels",
