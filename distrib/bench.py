@@ -18,7 +18,7 @@ from distrib.data.folds import load_view
 from distrib.data.transform import EvalTransform
 from distrib.decision import decide, softmax
 from distrib.documents import validate
-from distrib.errors import ConfigError, DistribError
+from distrib.errors import ConfigError, DistribError, counted
 from distrib.runtimes.table import Runtime
 from distrib.scoring import Images, spread_images
 
@@ -42,7 +42,7 @@ def run_bench(bundle: Path, *, batches: Sequence[int] = (1, 32), seconds: float 
     images_NHWC, what = _images(loaded, max(_AGREE, *batches), tell)
     with ExitStack() as stack:
         models = {name: stack.enter_context(Runtime(loaded, name, threads)) for name in loaded.bundle.files}
-        tell(f"{len(models)} formats, {next(iter(models.values())).threads} threads, "
+        tell(f"{counted(len(models), 'format')}, {counted(next(iter(models.values())).threads, 'thread')}, "
              f"{seconds * len(batches) * len(models):.0f} s")
         labels = {name: decide(softmax(model(images_NHWC)), loaded.bundle.classes, loaded.bundle.threshold)
                   for name, model in models.items()}
@@ -64,8 +64,8 @@ def bench_lines(report: dict[str, Any]) -> list[str]:
     lines = [f"{'format':15}{'MB':>8}{'batch':>7}{'p50 ms':>9}{'p95 ms':>9}{'images/s':>10}{'ratio':>7}{'labels':>8}"]
     lines += [f"{row['format']:15}{row['bytes'] / 1e6:8.1f}{row['batch']:7}{row['p50_ms']:9.2f}{row['p95_ms']:9.2f}"
               f"{row['images_per_s']:10.1f}{row['ratio']:7.2f}{row['label_agreement']:8.3f}" for row in report["rows"]]
-    return [*lines, f"{report['threads']} threads; ratio: images/s to those of {report['default_format']}, by rounds; "
-                    f"labels: part equal to its, of {report['num_compared']} {report['labels_compared_on']}"]
+    return [*lines, f"{counted(report['threads'], 'thread')}; ratio: images/s to those of {report['default_format']}, "
+                    f"by rounds; labels: part equal to its, of {report['num_compared']} {report['labels_compared_on']}"]
 
 
 def _check(batches: Sequence[int], seconds: float, threads: int | None) -> None:
@@ -77,7 +77,8 @@ def _check(batches: Sequence[int], seconds: float, threads: int | None) -> None:
                           "give a number above 0")
     cores = len(os.sched_getaffinity(0))
     if threads is not None and not 1 <= threads <= cores:
-        raise ConfigError(f"--threads {threads}, but this process may use {cores} cores", "nothing was measured",
+        raise ConfigError(f"--threads {threads}, but this process may use {counted(cores, 'core')}",
+                          "nothing was measured",
                           f"give a number from 1 to {cores}")
 
 

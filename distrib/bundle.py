@@ -84,6 +84,9 @@ class FormatGate(Section):
     """The metric, with the label of the largest probability as in training's validation."""
     drop: float
     """By how much it is worse than the exact format; negative where it is better."""
+    drop_low: float | None = None
+    """95% interval of the drop by chance of the samples, see `distrib.export.drop`; None where it is not defined."""
+    drop_high: float | None = None
     labels_equal: Annotated[int, Field(ge=0)]
     """Samples with the exact format's label."""
     label_agreement: Annotated[float, Field(ge=0, le=1)]

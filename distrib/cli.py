@@ -5,11 +5,11 @@ from __future__ import annotations
 import signal
 import sys
 from types import FrameType
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
-from distrib.entry import run_app
+from distrib.entry import run_app, version_option
 from distrib.verbs.adopt import adopt
 from distrib.verbs.backends import backends
 from distrib.verbs.bench import bench
@@ -31,14 +31,22 @@ VERBS = (prepare, inspect, adopt, update, train, tune, ensemble, evaluate, repor
          verify, export, bench, predict, serve, promote, backends)
 """In the order of the way from images to a model in use."""
 
+EPILOG = """Exit codes: 0 done; 2 bad input, which one line on stderr names; 3 the loss diverged; 1 a difference that
+`verify` found, a regression that `promote` refused, or a fault of this program; 130 and 143 stopped by Ctrl-C or
+SIGTERM, after saving.
+
+Documents: README.md and docs/ of the source; `distrib VERB --help` has the options of a verb, docs/experiment.md the
+keys of an experiment."""
+
 app = typer.Typer(
-    name="distrib", help="Train image classifiers on clusters of CPUs.", no_args_is_help=True, add_completion=False,
-    rich_markup_mode=None, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+    name="distrib", help="Train image classifiers on clusters of CPUs.", epilog=EPILOG, no_args_is_help=True,
+    add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
 @app.callback()
-def group() -> None:
+def group(version: Annotated[bool, version_option("distrib")] = False) -> None:
     """Train image classifiers on clusters of CPUs."""
 
 

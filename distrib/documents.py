@@ -17,6 +17,18 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 _MAX_BYTES = 1 << 20
 
+KINDS: dict[str, tuple[str, frozenset[str]]] = {
+    "experiment": ("`distrib train`", frozenset({
+        "data", "model", "train", "evaluate", "comm", "checkpoint", "watch", "guard"})),
+    "study": ("`distrib tune`", frozenset({
+        "experiment", "keys", "trials", "at_once", "sampler", "startup", "pruning", "folder", "storage"})),
+    "cluster file": ("`launch run` or `launch submit`", frozenset({
+        "launcher", "hosts", "nodes", "node", "ranks_per_node", "ranks_per_numa_node", "threads_per_rank", "comm_cores",
+        "hyper_threads", "interface", "allocator", "env", "start_s", "grace_s", "stop_grace_s", "elastic", "restarts",
+        "restart_wait_s", "mpirun", "slurm"})),
+}
+"""Documents: who takes them, and the keys that no other has."""
+
 
 class Section(BaseModel):
     """A frozen piece of a document; unknown keys are refused."""
@@ -107,7 +119,18 @@ def read_yaml(path: Path, kind: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ConfigError(f"the {kind} {path} holds a {type(document).__name__}, not keys with values",
                           "nothing was started", "write `key: value` lines")
+    _refuse_other_kind(document, path, kind)
     return document
+
+
+def _refuse_other_kind(document: dict[str, Any], path: Path, kind: str) -> None:
+    """Raises ConfigError for a document that has more keys of another kind than of this one."""
+    known = {name: len(keys & document.keys()) for name, (_, keys) in KINDS.items()}
+    nearest = max(known, key=lambda name: known[name])
+    if known[nearest] > known.get(kind, 0):
+        this, that = (f"{'an' if name == 'experiment' else 'a'} {name}" for name in (kind, nearest))
+        raise ConfigError(f"{path} looks like {that}, and {this} is wanted here", "nothing was started",
+                          f"give it to {KINDS[nearest][0]}, or name another file")
 
 
 def apply_overrides(document: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

@@ -11,9 +11,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import typer
 
+from distrib import __version__
 from distrib.errors import ConfigError, DistribError, StorageError
 
 # typer carries a click of its own in some versions; the class of wrong arguments is known by its child.
@@ -45,6 +47,17 @@ def put(text: str, end: str = "\n") -> None:
 def _silence_stdout() -> None:
     """What is still buffered goes nowhere, or Python would try to write it once more at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def version_option(name: str) -> Any:
+    """The option --version of a command line."""
+
+    def show(wanted: bool) -> None:
+        if wanted:
+            put(f"{name} {__version__}")
+            raise typer.Exit
+
+    return typer.Option("--version", is_eager=True, callback=show, help="Show the version and exit.")
 
 
 def run_app(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> int:

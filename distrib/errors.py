@@ -98,6 +98,11 @@ class DivergedError(DistribError):
     exit_code = 3
 
 
+def counted(number: int, one: str, several: str = "") -> str:
+    """A number with what is counted: "1 group is", "2 groups are". Without ``several`` it is ``one`` and an s."""
+    return f"{number} {one if number == 1 else several or f'{one}s'}"
+
+
 def printable(text: str) -> str:
     """Text on one line: a file name may hold a newline or an escape sequence, which the terminal must not obey."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -17,9 +17,9 @@ from rich.table import Table
 
 from distrib.bundle import FILE_NAME as BUNDLE_NAME
 from distrib.bundle import LoadedBundle, load_bundle
-from distrib.config import EvaluateConfig, Experiment
+from distrib.config import EvaluateConfig, Experiment, load_run_experiment
 from distrib.data.folds import fold_view
-from distrib.data.manifest import SPLITS, Manifest, Split, SplitSamples, load_manifest
+from distrib.data.manifest import SPLITS, Manifest, Split, SplitSamples, load_manifest, read_record
 from distrib.data.shards import ShardReader
 from distrib.data.transform import EvalTransform
 from distrib.decision import Threshold, decide, softmax
@@ -147,9 +147,20 @@ def judge(one: Scored, config: EvaluateConfig | None = None) -> dict[str, Any]:
 def check_classes(manifest: Manifest, classes: Sequence[str], whose: str) -> None:
     """Raises DataError unless a dataset has exactly these classes in this order."""
     if manifest.classes != tuple(classes):
-        raise DataError(f"the dataset's classes are {_some(manifest.classes)}, those of {whose} are {_some(classes)}",
+        raise DataError(f"the dataset's classes are {some(manifest.classes)}, those of {whose} are {some(classes)}",
                         "labels would mean something else",
                         "give the dataset that it was trained on, or one with the same classes")
+
+
+def classes_of(target: Path) -> tuple[tuple[str, ...], Path]:
+    """(the classes of a run or bundle, the dataset of its experiment), by its documents. Raises any DistribError."""
+    if (target / BUNDLE_NAME).exists():
+        bundle = load_bundle(target).bundle
+        return bundle.classes, validate(Experiment, bundle.experiment, f"{target}: experiment").data.dataset
+    if RunDir(target).experiment.exists():
+        experiment = load_run_experiment(RunDir(target))
+        return read_record(RunDir(target).dataset).classes, experiment.data.dataset
+    raise _neither(target)
 
 
 def show_report(report: dict[str, Any], console: Console | None = None) -> None:
@@ -198,8 +209,12 @@ def _subject(target: Path, runtime: str | None, tell: Tell) -> Iterator[Subject]
                               "leave it out, or name a bundle")
         yield _of_run(target, tell)
     else:
-        raise ConfigError(f"{target} is neither a run nor a bundle", "nothing was judged",
-                          "name a folder that `distrib train --run` or `distrib export --out` wrote")
+        raise _neither(target)
+
+
+def _neither(target: Path) -> ConfigError:
+    return ConfigError(f"{target} is neither a run nor a bundle", "nothing was judged",
+                       "name a folder that `distrib train --run` or `distrib export --out` wrote")
 
 
 def _of_bundle(loaded: LoadedBundle, model: Runtime) -> Subject:
@@ -277,7 +292,8 @@ def _notes(manifest: Manifest, subject: Subject, split: str, tell: Tell) -> None
         tell("note: this is another dataset than the one trained on; samples of it may have been trained on")
 
 
-def _some(classes: Sequence[str]) -> str:
+def some(classes: Sequence[str]) -> str:
+    """Classes in a message."""
     return ", ".join(classes[:8]) + (f" and {len(classes) - 8} more" if len(classes) > 8 else "")
 
 

@@ -10,14 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from distrib.entry import put, report, run_app
+from distrib.entry import put, report, run_app, tell, version_option
 from distrib.errors import ConfigError
 
 if TYPE_CHECKING:
     from launch.plan import Plan
 
+EPILOG = """Exit codes: 0 done; of `run`, that of the first rank that failed, or 130 and 143 if Ctrl-C or SIGTERM
+stopped it; 2 bad input, which one line on stderr names; of `doctor`, 1 if something is wrong.
+
+Documents: README.md and docs/ of the source, docs/clusters.md above all; docs/cluster-file.md has the keys of a cluster
+file, `launch VERB --help` the options of a verb."""
+
 app = typer.Typer(
-    name="launch", help="Start one command as many ranks, each on its own cores.", rich_markup_mode=None,
+    name="launch", help="Start one command as many ranks, each on its own cores.", epilog=EPILOG, rich_markup_mode=None,
     pretty_exceptions_enable=False, add_completion=False, context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -49,7 +55,7 @@ After = Annotated[list[str] | None, typer.Option(metavar="JOB", help="Slurm: sta
 
 
 @app.callback()
-def _verbs() -> None:
+def _verbs(version: Annotated[bool, version_option("launch")] = False) -> None:
     pass
 
 
@@ -72,8 +78,12 @@ def run(
     """
     from launch.local import Options
 
-    plan = _plan(cluster, command, nodes, ranks, override, elastic)
-    code: int = _launcher(plan.cluster.launcher).run_plan(plan, Options(logs, all_output, job))
+    try:
+        plan = _plan(cluster, command, nodes, ranks, override, elastic)
+        code: int = _launcher(plan.cluster.launcher).run_plan(plan, Options(logs, all_output, job))
+    except KeyboardInterrupt:  # while ranks run, it is theirs
+        tell("launch: interrupted, while no rank was running")
+        raise
     return code
 
 

@@ -18,6 +18,7 @@ The folder must lie on a file system that all hosts share. Files appear whole, b
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -127,6 +128,17 @@ class JobFolder:
                 raise StorageError(f"the job folder {self.path} holds a job already", "nothing was started",
                                    "choose another with --job, or remove it")
         self.write(self.path / "job.json", asdict(job))
+
+    def discard(self) -> None:
+        """Remove a job that nobody will run, and its folder, with launch-jobs, if nothing else is in it."""
+        for task in self.path.glob("task-[0-9]*"):
+            JobFolder(task).discard()
+        parent = [self.path.parent] if self.path.parent.name == "launch-jobs" else []
+        with contextlib.suppress(OSError):  # what can not be removed is in nobody's way
+            for file in (self.path / "job.json", self.script):
+                file.unlink(missing_ok=True)
+            for folder in (self.logs, self.path, *parent):
+                folder.rmdir()
 
     def attempt(self, number: int) -> Path:
         """The folder of an attempt, counted from 1."""

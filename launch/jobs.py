@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distrib.entry import put
-from distrib.errors import ConfigError, StorageError, WorldError, printable
+from distrib.errors import ConfigError, MissingPartError, StorageError, WorldError, printable
 from launch.job import JobFolder
 from launch.keeper import identity, is_gone, is_visible
 
@@ -39,7 +39,7 @@ def create_job(plan: Plan, path: Path | None, *, attached: bool) -> JobFolder:
 def submit_plan(plan: Plan, path: Path | None, as_json: bool, array: str | None = None,
                 after: Sequence[str] = ()) -> int:
     """Submit a plan and print its job folder on stdout. Raises ConfigError, WorldError."""
-    from launch.sbatch import array_tasks, earlier_jobs, submit
+    from launch.sbatch import RefusedError, array_tasks, earlier_jobs, submit
 
     slurm = plan.cluster.launcher == "slurm"
     if not slurm and (array or after):
@@ -47,7 +47,11 @@ def submit_plan(plan: Plan, path: Path | None, as_json: bool, array: str | None 
                           "nothing was submitted", "leave them out")
     tasks, earlier = array_tasks(array) if array else [], earlier_jobs(after)
     folder = create_job(plan, path, attached=False)
-    record = submit(plan, folder, tasks, array, earlier) if slurm else _submit_here(plan, folder)
+    try:
+        record = submit(plan, folder, tasks, array, earlier) if slurm else _submit_here(plan, folder)
+    except (ConfigError, MissingPartError, RefusedError):
+        folder.discard()
+        raise
     try:
         folder.write(folder.submitted, record)
     except StorageError:  # nobody could ask for it, or cancel it

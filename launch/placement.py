@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from distrib.errors import ConfigError
+from distrib.errors import ConfigError, counted
 from launch.topology import Core, Topology, format_list
 
 WITHIN_NODE = 0.85
@@ -104,7 +104,7 @@ def place(topology: Topology, num_ranks: int, wishes: Wishes) -> Placement:
     if quota is not None:
         least = num_ranks * (1 + wishes.comm_cores)
         if max(1, math.floor(quota)) < least:
-            warnings.append(f"{_count(num_ranks, 'rank')} of {_count(least, 'thread')} or more share {quota:g} CPUs "
+            warnings.append(f"{counted(num_ranks, 'rank')} of {counted(least, 'thread')} or more share {quota:g} CPUs "
                             "(the quota of this container or job)")
         notes.append(f"a quota of {quota:g} CPUs is the limit: compute threads are as many as it allows, "
                      "and the kernel chooses where they run")
@@ -136,7 +136,7 @@ def _crowd(topology: Topology, num_ranks: int, wishes: Wishes) -> Placement:
         Place((cpu,), wishes.threads_per_rank or 1, _memory_node(topology, (core,)))
         for core, cpu in (order[rank % len(order)] for rank in range(num_ranks))
     )
-    warnings = [f"{num_ranks} ranks share {_count(len(cores), 'core')}; more ranks than cores run slower"]
+    warnings = [f"{num_ranks} ranks share {counted(len(cores), 'core')}; more ranks than cores run slower"]
     if (wishes.threads_per_rank or 1) > 1:
         warnings.append(f"threads_per_rank is {wishes.threads_per_rank}, more than {num_ranks} of {num_ranks} ranks "
                         "have hardware threads or quota for")
@@ -148,8 +148,8 @@ def _crowd(topology: Topology, num_ranks: int, wishes: Wishes) -> Placement:
 def _no_core_left(num_cores: int, num_ranks: int, smallest: int, wishes: Wishes) -> ConfigError:
     fewer = "fewer ranks" if num_ranks > 1 else "a machine or job of more cores"
     return ConfigError(
-        f"comm_cores is {wishes.comm_cores}, and of {_count(num_ranks, 'rank')} on {_count(num_cores, 'core')} the "
-        f"smallest has {_count(smallest, 'core')}: none would be left to compute", "nothing was started",
+        f"comm_cores is {wishes.comm_cores}, and of {counted(num_ranks, 'rank')} on {counted(num_cores, 'core')} the "
+        f"smallest has {counted(smallest, 'core')}: none would be left to compute", "nothing was started",
         f"set comm_cores to {max(0, smallest - 1)} at most, or ask for {fewer}")
 
 
@@ -227,7 +227,3 @@ def _memory_node(topology: Topology, group: tuple[Core, ...]) -> int | None:
 def _idle(topology: Topology, places: tuple[Place, ...]) -> tuple[str, ...]:
     idle = set(topology.cpus).difference(*(where.cpus + where.comm_cpus for where in places))
     return (f"idle: CPUs {format_list(idle)}, second hardware threads of cores in use",) if idle else ()
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

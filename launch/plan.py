@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from distrib.errors import ConfigError
+from distrib.errors import ConfigError, counted
 from launch.allocator import Allocator, choose_allocator
 from launch.cluster import Cluster, HostGroup, Node
 from launch.environment import Seat, rank_environment, settled, travelling
@@ -173,7 +173,8 @@ def named_hosts(cluster: Cluster, num_nodes: int | None) -> list[tuple[str, Host
     wished = num_nodes or cluster.nodes
     known = [(name, group) for group in cluster.groups for name in group.hosts]
     if wished and wished > len(known):
-        raise ConfigError(f"{wished} nodes are wished, but the cluster file has {len(known)} hosts",
+        raise ConfigError(f"{counted(wished, 'node is', 'nodes are')} wished, "
+                          f"but the cluster file has {counted(len(known), 'host')}",
                           "nothing was started", "lower --nodes, or add hosts")
     return known[:wished]
 

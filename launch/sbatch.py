@@ -33,6 +33,10 @@ ENDED = frozenset({"COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "
                    "REVOKED", "PREEMPTED"})
 
 
+class RefusedError(WorldError):
+    """Slurm did not take a job."""
+
+
 def resources(cluster: Cluster, name: str, num_nodes: int, ranks_per_node: int) -> list[str]:
     """What is asked of Slurm for ``num_nodes`` nodes that compute, as options of sbatch and salloc. Pure.
 
@@ -136,7 +140,8 @@ def submit(plan: Plan, folder: JobFolder, tasks: Sequence[int] = (), array: str 
            after: Sequence[str] = ()) -> dict[str, Any]:
     """Hand a job's folder to Slurm; the record of it. Each task of an array gets a folder in the job's, task-N.
 
-    Raises ConfigError for what the script can not hold, MissingPartError without Slurm, WorldError if Slurm refuses.
+    Raises ConfigError for what the script can not hold, MissingPartError without Slurm, RefusedError if Slurm refuses,
+    WorldError if it gives no answer, and may have taken the job.
     """
     text = plan_script(plan, folder.path, array, after)
     folders = {task: JobFolder(folder.path / f"task-{task}") for task in tasks}
@@ -148,8 +153,9 @@ def submit(plan: Plan, folder: JobFolder, tasks: Sequence[int] = (), array: str 
     code, out, words = ask("sbatch", "--parsable", str(folder.script), environment=environment)
     found = re.search(r"^(\d+)(;.*)?$", out, re.MULTILINE)
     if code or not found:
-        raise WorldError(f"Slurm refused the job: {words or out or f'sbatch ended with exit code {code}'}",
-                         "nothing was submitted", "check slurm: in the cluster file, and --nodes")
+        kind = RefusedError if code else WorldError
+        raise kind(f"Slurm refused the job: {words or out or f'sbatch ended with exit code {code}'}",
+                   "nothing was submitted", "check slurm: in the cluster file, and --nodes")
     record = {"launcher": "slurm", "slurm_job": found[1]}
     for number, task in folders.items():
         task.write(task.submitted, {**record, "slurm_job": f"{found[1]}_{number}"})

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from distrib.documents import validate
-from distrib.errors import WorldError, printable, storage_errors
+from distrib.errors import WorldError, counted, printable, storage_errors
 from launch.cluster import Cluster
 from launch.inbox import say, signal_inbox
 from launch.job import Job, JobFolder, Start
@@ -53,6 +53,7 @@ def run_plan(plan: Plan, options: Options) -> int:
             say(f"{plan.cluster.name}: waiting for nodes ({plan.cluster.slurm.spares + len(plan.layout()[0])})")
             allocation, stopped = _allocate(argv, inbox)
         if stopped:
+            say("interrupted before there were nodes; the request was taken back")
             return 128 + stopped
         with _ending_with_us(allocation):
             say(f"job {allocation} of Slurm's; job folder: {folder.path}")
@@ -101,7 +102,8 @@ def _run(folder: JobFolder, allocation: str, all_output: bool) -> int:
     requeue = cluster.slurm.requeue and not job.attached
     hosts = _hosts(allocation)
     if len(hosts) < len(job.counts):
-        raise WorldError(f"the job wants {len(job.counts)} nodes, but Slurm's job {allocation} has {len(hosts)}",
+        raise WorldError(f"the job wants {counted(len(job.counts), 'node')}, "
+                         f"but Slurm's job {allocation} has {len(hosts)}",
                          "nothing was started", "lower --nodes, or ask Slurm for more")
     restarts = Restarts(cluster.restarts, cluster.restart_wait_s)
     while True:

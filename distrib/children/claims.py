@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from distrib.errors import ConfigError
 from distrib.rundir import RunDir
 
 _PATIENCE_S = 120.0
+_LOOK_S = 0.2
 
 
 class Claims:
@@ -49,6 +50,13 @@ class Claims:
         first = self._first.setdefault(place, newest)
         return first != newest
 
+    def make_sure(self, places: Sequence[RunDir]) -> None:
+        """Wait until `is_held` is sure of these leases: not for processes that run here, at most ``unchanged_s`` for
+        others. Raises OSError.
+        """
+        while any(self.is_held(place) and not self.lives(place) for place in places):
+            time.sleep(_LOOK_S)
+
     def claim(self, place: RunDir) -> Lease | None:
         """Take a lease that nobody holds; None if somebody does, or was quicker. Raises StorageError, OSError."""
         if self.is_held(place):
@@ -64,7 +72,7 @@ class Claims:
             if time.monotonic() > deadline:
                 raise ConfigError(f"another process does not let go of {place.root}", "nothing was started",
                                   "end it, and start this again")
-            time.sleep(0.2)
+            time.sleep(_LOOK_S)
         try:
             yield
         finally:

@@ -7,6 +7,7 @@ import os
 from typing import Any, NamedTuple
 
 from distrib.comm.table import backend_module
+from distrib.errors import counted
 from distrib.world import World
 
 
@@ -43,7 +44,9 @@ def choose_together(world: World, store: Any) -> Choice:
 
 def _crowded(world: World) -> str | None:
     cores = os.cpu_count() or 1
-    return f"it polls, and {world.local_size} ranks share {cores} cores" if world.local_size > cores else None
+    if world.local_size <= cores:
+        return None
+    return f"it polls, and {world.local_size} ranks share {counted(cores, 'core')}"
 
 
 def _lack_of(rank: int, store: Any) -> str | None:

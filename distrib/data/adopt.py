@@ -23,7 +23,7 @@ from distrib.data.samples import sorted_classes
 from distrib.data.split import split_named
 from distrib.data.workers import allowed_cores, spread
 from distrib.durable import replace_file, seal_digest, sha256_file
-from distrib.errors import ConfigError, DataError, ImageError, ShardError, storage_errors
+from distrib.errors import ConfigError, DataError, ImageError, ShardError, counted, storage_errors
 
 _NOTHING_WRITTEN = "nothing was written"
 _AT_ONCE = 16
@@ -61,7 +61,8 @@ def run_adopt(
     names = _read_class_names(class_names) if class_names else None
     samples = [sample for shard in by_shard for sample in scan_shard(folder / shard)]
     if not samples:
-        raise DataError(f"the {len(by_shard)} shards of {folder} hold no samples", "there is nothing to adopt",
+        hold = counted(len(by_shard), f"shard of {folder} holds", f"shards of {folder} hold")
+        raise DataError(f"the {hold} no samples", "there is nothing to adopt",
                         "check that they are WebDataset shards")
     checked, bad = _check_all(folder, samples, LabelRule(label_field, group_field), workers or allowed_cores())
     checked, classes, unknown = _name_classes(checked, names)
@@ -73,7 +74,8 @@ def run_adopt(
                             f"{min(bad)[0]}: {min(bad)[1]}", _NOTHING_WRITTEN,
                             "replace them, have `distrib prepare` read the original images, or give --on-bad skip")
     if len(classes) < 2:
-        raise DataError(f"the samples are of {len(classes)} classes", "there is nothing to tell apart",
+        raise DataError(f"the samples are of {counted(len(classes), 'class', 'classes')}",
+                        "there is nothing to tell apart",
                         "check the labels, or --label-field")
     # png, so that an image which is no JPEG loses nothing in `predict` either, as it lost nothing here.
     preparation = {"adopted": True, "ingest": IngestOptions(format="png").model_dump(), "label_field": label_field,
@@ -98,7 +100,8 @@ def _find_shards(folder: Path) -> list[str]:
                           f"look at it with `distrib inspect {folder}`, or remove that file")
     compressed = [name for name in names if re.search(r"\.(tgz|tar\.\w+)$", name)]
     if compressed:
-        raise ShardError(f"{len(compressed)} shards of {folder} are compressed, such as {compressed[0]}",
+        are = counted(len(compressed), f"shard of {folder} is", f"shards of {folder} are")
+        raise ShardError(f"{are} compressed, such as {compressed[0]}",
                          "single images can not be read out of them",
                          f"unpack them, for example with `gunzip {compressed[0]}`")
     shards = [name for name in names if name.endswith(".tar")]
@@ -134,7 +137,8 @@ def _assign_splits(folder: Path, shards: Sequence[str], rules: Sequence[str]) ->
         else:
             say(f"note: {shard} matches no --split and is left out")
     if unclear:
-        raise ConfigError(f"which split {unclear[0]} belongs to is unclear ({len(unclear)} shards)", _NOTHING_WRITTEN,
+        raise ConfigError(f"which split {unclear[0]} belongs to is unclear ({counted(len(unclear), 'shard')})",
+                          _NOTHING_WRITTEN,
                           "say it with --split train=PATTERN --split val=PATTERN --split test=PATTERN")
     if "train" not in result.values():
         raise ConfigError(f"no shard of {folder} is in the train split", "there is nothing to train on",

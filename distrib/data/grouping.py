@@ -11,7 +11,7 @@ from distrib.data.reading import ReadImage
 from distrib.data.report import say, say_all
 from distrib.data.samples import readable
 from distrib.data.split import missing_classes, torn_groups
-from distrib.errors import DataError
+from distrib.errors import DataError, counted
 
 
 def without_conflicts(reads: list[ReadImage], refuse: bool) -> tuple[list[ReadImage], list[tuple[str, str]]]:
@@ -29,7 +29,8 @@ def without_conflicts(reads: list[ReadImage], refuse: bool) -> tuple[list[ReadIm
     if conflicting:
         say_all("images that have two labels", conflicting)
         if refuse:
-            raise DataError(f"{len(conflicting)} images have two labels (listed above; the first: {conflicting[0][0]})",
+            raise DataError(f"{counted(len(conflicting), 'image has', 'images have')} two labels "
+                            f"(listed above; the first: {conflicting[0][0]})",
                             "nothing was written", "correct the labels, or leave these images out with --on-bad skip")
     return [read for i, read in enumerate(reads) if i not in dropped], conflicting
 
@@ -55,8 +56,8 @@ def merge_copies(reads: Sequence[ReadImage], groups: list[str],
                 parent[other] = roots[0]
     num_merged = sum(root(group) != group for group in parent)
     if num_merged:
-        say(f"note: {num_merged} groups share an image with another group, byte for byte or pixel for pixel; "
-            "they stay together in one split")
+        say(f"note: {counted(num_merged, 'group shares', 'groups share')} an image with another group, byte for byte "
+            "or pixel for pixel; such groups stay together in one split")
     return [root(group) for group in groups], num_merged
 
 
@@ -65,7 +66,8 @@ def check_given_splits(groups: Sequence[str], splits: Sequence[Split], labels: S
     """Of splits that somebody else made. Raises DataError for torn groups; warns of missing classes on stderr."""
     torn = torn_groups(groups, splits)
     if torn:
-        raise DataError(f"{len(torn)} groups are in more than one of the given splits, such as {', '.join(torn[:5])}",
+        raise DataError(f"{counted(len(torn), 'group is', 'groups are')} in more than one of the given splits, "
+                        f"such as {', '.join(torn[:5])}",
                         "scores would be too good, so nothing was written",
                         "correct the split column, or let --split make the splits")
     by_split: dict[Split, list[int]] = defaultdict(list)

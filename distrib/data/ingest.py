@@ -38,6 +38,7 @@ from distrib.data.raw_image import (
     MAX_SIDE,
     PNG,
     RefusedError,
+    beginning,
     check_plain_png,
     check_png,
     check_scans,
@@ -121,7 +122,7 @@ def _decode_canonical(raw: bytes) -> tuple[Literal["jpg", "png"], Pixels]:
             raise RefusedError(f"lies on its side: its EXIF orientation is {orientation}")
         return "jpg", decode_jpeg(raw, "GRAY" if mode == "L" else "RGB")
     if not raw.startswith(PNG):
-        raise RefusedError(f"is neither JPEG nor PNG: it begins with {raw[:8]!r}")
+        raise RefusedError(f"is neither JPEG nor PNG: it begins with {beginning(raw)}")
     check_png(raw)
     check_plain_png(raw)
     try:

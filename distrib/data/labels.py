@@ -12,7 +12,7 @@ from pathlib import Path
 from distrib.data.image_files import EXTENSIONS, ImageFinder, images_below
 from distrib.data.samples import Listing, Sample, readable, sorted_classes
 from distrib.data.split import split_named
-from distrib.errors import DataError, TableError
+from distrib.errors import DataError, TableError, counted
 
 _SHOWN = 10
 _EMPTY = ("", "nan")  # nan: how pandas writes a missing value
@@ -50,10 +50,12 @@ def read_folders(source: Path, least_classes: int = 2) -> Listing:
         raise DataError(f"{source} holds no images", "there is nothing to prepare",
                         f"name a folder of class folders with {', '.join(sorted(EXTENSIONS))} files")
     if len(loose) == len(files) and not given:
-        raise DataError(f"{source} holds {len(files)} images and no class folders", "their labels are unknown",
+        raise DataError(f"{source} holds {counted(len(files), 'image')} and no class folders",
+                        "their labels are unknown",
                         "put each class into a folder of its own, or give --labels FILE.csv")
     if loose:
-        raise DataError(f"{len(loose)} images in {source} lie in no class folder: {_some(loose)}",
+        lie = counted(len(loose), f"image in {source} lies", f"images in {source} lie")
+        raise DataError(f"{lie} in no class folder: {_some(loose)}",
                         "their labels are unknown", "move them into class folders, or elsewhere")
     samples = []
     for path in files:
@@ -97,9 +99,11 @@ def read_table(source: Path, table: Path, columns: Columns, least_classes: int =
     problems.raise_first()
     notes = finder.notes
     if unlisted := len(finder.files) - len(found):
-        notes.append(f"{unlisted} images below {source} are not listed in {table.name} and were not used")
+        was = counted(unlisted, "image was", "images were")
+        notes.append(f"{was} not used: below {source}, and not listed in {table.name}")
     if columns.group and (alone := sum(sample.group is None for sample in samples)):
-        notes.append(f"{alone} rows have no {columns.group!r}: each of these images is a group of its own")
+        notes.append(f"{counted(alone, 'row has', 'rows have')} no {columns.group!r}: each "
+                     "of these images is a group of its own")
     if not samples:
         first = rows[0][1][columns.image]
         raise TableError(f"none of the {len(rows)} images in {table} is below {source} (the first is {first!r})",
@@ -189,7 +193,7 @@ def _refuse_empty(table: Path, columns: Columns, rows: Sequence[tuple[int, dict[
     for name in (columns.image, columns.label):
         lines = [str(line) for line, row in rows if row[name].lower() in _EMPTY]
         if lines:
-            raise TableError(f"{table} has {len(lines)} rows without {name!r}: line {_some(lines)}",
+            raise TableError(f"{table} has {counted(len(lines), 'row')} without {name!r}: line {_some(lines)}",
                              "they can not be used", "fill them in, or delete the rows")
 
 

@@ -29,7 +29,7 @@ from distrib.data.split import keyed_digest, parse_fractions, split_groups
 from distrib.data.workers import allowed_cores
 from distrib.documents import Section, validate
 from distrib.durable import publish_dir, seal_digest, write_durable
-from distrib.errors import ConfigError, DataError, storage_errors
+from distrib.errors import ConfigError, DataError, counted, storage_errors
 
 OnBad = Literal["refuse", "skip"]
 DEFAULT_SPLIT = "0.8/0.1/0.1"
@@ -185,7 +185,8 @@ def _build(source: Path, staging: Path, listing: Listing, fractions: dict[Split,
     if gone := [name for name in listing.classes if name not in used]:
         say(f"warning: no usable image is left of class {', '.join(gone)}")
     if len(classes) < 2:
-        raise DataError(f"the images that can be used are of {len(classes)} classes", "there is nothing to tell apart",
+        raise DataError(f"the images that can be used are of {counted(len(classes), 'class', 'classes')}",
+                        "there is nothing to tell apart",
                         "replace the images listed above")
     numbers = {name: number for number, name in enumerate(classes)}
     labels = [numbers[read.sample.label] for read in reads]

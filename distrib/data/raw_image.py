@@ -122,11 +122,18 @@ def decode_jpeg(raw: bytes, colorspace: str, min_side: int = 0) -> Pixels:
         raise RefusedError(f"is a damaged JPEG: {error}") from error
 
 
+def beginning(raw: bytes) -> str:
+    """The first bytes of a file in a message: as text where they are, else as hexadecimal numbers."""
+    first = raw[:8]
+    text = first.decode("latin-1")
+    return f"'{text}'" if text.isascii() and text.isprintable() else f"the bytes {first.hex(' ')}"
+
+
 def open_image(raw: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(raw), formats=_FORMATS)
     except UnidentifiedImageError:
-        raise RefusedError(f"is not an image that can be read here: it begins with {raw[:8]!r}",
+        raise RefusedError(f"is not an image that can be read here: it begins with {beginning(raw)}",
                             f"save it as {_KNOWN}") from None
     except Image.DecompressionBombError:
         raise RefusedError(f"says that it has more than the {MAX_PIXELS / 1e6:.0f} million pixels accepted",

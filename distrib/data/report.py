@@ -17,7 +17,7 @@ from rich.table import Table
 
 from distrib.data.manifest import SPLITS, Manifest
 from distrib.data.split import torn_groups
-from distrib.errors import printable
+from distrib.errors import counted, printable
 
 _LOG_EVERY_S = 10.0
 
@@ -112,9 +112,10 @@ def show_report(title: str, report: dict[str, Any]) -> None:
     table.add_row("MB", *(f"{split['bytes'] / 1e6:.1f}" for split in report["splits"].values()), style="bold")
     Console(stderr=True).print(table)
     if report["torn_groups"]:
-        say(f"{len(report['torn_groups'])} groups are in more than one split, such as {report['torn_groups'][0]!r}")
+        say(f"{counted(len(report['torn_groups']), 'group is', 'groups are')} in more than one split, "
+            f"such as {report['torn_groups'][0]!r}")
     if report["excluded"]:
-        say(f"{len(report['excluded'])} images were left out; the manifest says which and why")
+        say(f"{counted(len(report['excluded']), 'image was', 'images were')} left out; the manifest says which and why")
     say_duplicates(report["duplicates"])
 
 
@@ -124,7 +125,8 @@ def say_duplicates(duplicates: Sequence[dict[str, Any]]) -> None:
         found = [item for item in duplicates if item["kind"] == kind]
         if not found:
             continue
-        say(f"{len(found)} images are {what} one in another split; scores on that split may be too good:")
+        say(f"{counted(len(found), 'image is', 'images are')} {what} one in another split; "
+            "scores on that split may be too good:")
         for item in found[:10]:
             say(f"  {item['second']} ({item['splits'][1]}) is {what} {item['first']} ({item['splits'][0]})")
         if len(found) > 10:

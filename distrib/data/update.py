@@ -50,7 +50,7 @@ from distrib.data.split import missing_classes, parse_fractions, split_groups
 from distrib.data.workers import allowed_cores
 from distrib.documents import validate
 from distrib.durable import copy_durable, fsync_dir, sha256_file
-from distrib.errors import ConfigError, DataError, ShardError
+from distrib.errors import ConfigError, DataError, ShardError, counted
 
 _NOTHING_WRITTEN = "nothing was written"
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES, errno.ENOSYS)
@@ -117,8 +117,8 @@ def _classes(old: Manifest, listing: Listing, options: UpdateOptions) -> tuple[s
     """The dataset's classes, and behind them those that are new: old labels keep their numbers."""
     new = sorted_classes(set(listing.classes) - set(old.classes))
     if new and not options.new_classes:
-        raise DataError(f"{len(new)} classes are not in the dataset: {', '.join(new[:5])} (it has "
-                        f"{', '.join(old.classes[:8])})", _NOTHING_WRITTEN,
+        raise DataError(f"{counted(len(new), 'class is', 'classes are')} not in the dataset: {', '.join(new[:5])} "
+                        f"(it has {', '.join(old.classes[:8])})", _NOTHING_WRITTEN,
                         "correct the labels, or append the classes with --new-classes")
     return (*old.classes, *new)
 
@@ -149,7 +149,8 @@ def _build(dataset: Path, old: Manifest, source: Path, staging: Path, listing: L
                 for read, group in zip(reads, groups, strict=True)
                 if options.test == "keep" and places.get(group) == "test"]
     if kept_out:
-        say(f"note: {len(kept_out)} images of groups in the test split were left out, such as {kept_out[0][0]}; "
+        say(f"note: {counted(len(kept_out), 'image was', 'images were')} left out, as the test split has their groups, "
+            f"such as {kept_out[0][0]}; "
             "--test grow adds them to it")
     used = [i for i, group in enumerate(groups) if not (options.test == "keep" and places.get(group) == "test")]
     reads, keys, groups = [reads[i] for i in used], [keys[i] for i in used], [groups[i] for i in used]

@@ -21,7 +21,7 @@ from distrib.elastic.lease import Lease
 from distrib.elastic.members import Members, Regrouped
 from distrib.elastic.membership import NOTHING_YET, Position
 from distrib.elastic.wire import Place
-from distrib.errors import CheckpointError, StorageError, WorldError, storage_errors
+from distrib.errors import CheckpointError, StorageError, WorldError, counted, storage_errors
 from distrib.rundir import RunDir
 from distrib.world import World
 
@@ -103,6 +103,11 @@ class Link:
             document = json.loads(self._run.members.read_bytes())
             places = {int(member): Place(**place) for member, place in document["members"].items()}
             secret, self._backend = str(document["secret"]), str(document["backend"])
+        except FileNotFoundError:
+            raise CheckpointError(f"{self._run.root} is not trained elastically: {self._run.members.name} is missing",
+                                  "this rank did not join",
+                                  "leave --join out to train it, or start it with `launch run --elastic` for ranks to "
+                                  "join") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{self._run.members} can not be read: {error}", "this rank did not join",
                                   "name the --run folder of an elastic run that is training") from error
@@ -113,7 +118,7 @@ class Link:
                                self._comm.timeout_s, self._most)
         self.members.join(places, secret)
         if len(places) >= self._most:
-            self._tell(f"{_count(len(places), 'rank')} for train.lanes = {self._most}: this one waits until one of "
+            self._tell(f"{counted(len(places), 'rank')} for train.lanes = {self._most}: this one waits until one of "
                        "them is lost")
 
     def regroup(self, position: Position) -> Group:
@@ -242,17 +247,13 @@ class Link:
             "joined": [{"number": one, "host": regrouped.places[one].host} for one in new],
         })
         if regrouped.lost:
-            self._tell(f"lost: {_named(regrouped.lost, before)}; {_count(size, 'rank')} {'go' if size > 1 else 'goes'} "
+            self._tell(f"lost: {_named(regrouped.lost, before)}; {counted(size, 'rank goes', 'ranks go')} "
                        + (f"on from step {step}" if step >= 0 else "on"))
         if new and len(new) < size:
-            self._tell(f"joined: {_named(new, regrouped.places)}; now {_count(size, 'rank')}")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+            self._tell(f"joined: {_named(new, regrouped.places)}; now {counted(size, 'rank')}")
 
 
 def _named(members: Collection[int], places: Mapping[int, Place]) -> str:
     """How many, and each one's number and host; who never came has none."""
     each = (f"{member} on {places[member].host}" if member in places else str(member) for member in members)
-    return f"{_count(len(members), 'rank')} (number {', '.join(each)})"
+    return f"{counted(len(members), 'rank')} (number {', '.join(each)})"

@@ -51,7 +51,7 @@ class Wishes:
 
 def make_wishes(out: Path, formats: Sequence[str], *, split: str, combine: str, select: str, tta: str, calibrate: str,
                 metric: str | None, tolerance: float, num_samples: int, max_drop: float, calibration: int) -> Wishes:
-    """Raises BundleError or ConfigError for what can not be fulfilled."""
+    """Raises BundleError, ConfigError or MissingPartError for what can not be fulfilled."""
     if split == "test":
         raise ConfigError("--split test: an ensemble is never chosen on the test split",
                           f"its test would be none any more, so the split was not read and {_NOTHING}",

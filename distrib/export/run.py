@@ -147,7 +147,7 @@ def _reduce(subject: Subject, program: torch.export.ExportedProgram, staging: Pa
 def _second_gate(subject: Subject, files: dict[FormatName, tuple[Path, ...]],
                  names: Sequence[ReducedName], num_calibration: int, max_drop: float, tell: Tell) -> Gates:
     """Reduced formats against the default one, on the whole validation split."""
-    from distrib.export.drop import judge, metric_of  # scikit-learn takes a second
+    from distrib.export.drop import chance_lines, judge, metric_of  # scikit-learn takes a second
 
     experiment, classes = subject.experiment, subject.classes
     samples = subject.manifest.samples("val")
@@ -165,11 +165,13 @@ def _second_gate(subject: Subject, files: dict[FormatName, tuple[Path, ...]],
           ThreadPoolExecutor(threads, thread_name_prefix="gate") as pool):
         exact_NK = logits(reference)
         for name in names:
-            formats[name] = judge(name, exact_NK, logits(name), samples.labels, classes, experiment.evaluate,
-                                  subject.threshold, max_drop)
+            formats[name] = judge(name, exact_NK, logits(name), samples.labels, samples.groups, classes,
+                                  experiment.evaluate, subject.threshold, max_drop)
             tell(f"{name}: {experiment.evaluate.metric} {formats[name].value:.4f} on {len(samples)} val images, "
                  f"{'worse' if formats[name].drop >= 0 else 'better'} by {abs(formats[name].drop):.2g}; "
                  f"{formats[name].labels_equal} labels equal")
+            for line in chance_lines(name, formats[name], len(samples), max_drop):
+                tell(line)
     exact_value = abs(metric_of(exact_NK, samples.labels, classes, experiment.evaluate))
     return Gates(split="val", num_samples=len(samples), metric=experiment.evaluate.metric, exact_format=reference,
                  exact_value=exact_value, max_drop=max_drop, calibration_samples=num_calibration, formats=formats)

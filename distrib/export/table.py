@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,16 @@ _REDUCED: dict[ReducedName, str] = {
 }
 
 
+_ONNX = ("onnx", "onnxscript")
+_NEEDS: dict[FormatName, tuple[str, ...]] = {  # beside torch; to write, and to read back
+    "onnx": (*_ONNX, "onnxruntime"),
+    "openvino": (*_ONNX, "openvino"),
+    "openvino-bf16": (*_ONNX, "openvino"),
+    "openvino-int8": (*_ONNX, "openvino", "nncf"),
+    "onnx-int8": (*_ONNX, "onnxruntime"),
+}
+
+
 def parse_formats(names: Sequence[str]) -> tuple[list[ExactName], list[ReducedName]]:
     """Known formats, exact and reduced ones, each once, in the order of the tables. Raises ConfigError."""
     wanted = {part.strip() for name in names for part in name.split(",")}
@@ -44,6 +55,14 @@ def parse_formats(names: Sequence[str]) -> tuple[list[ExactName], list[ReducedNa
         raise ConfigError(f"--format {','.join(sorted(wanted))} has no exact format", "nothing was exported",
                           f"add one of {', '.join(_FORMATS)}: it runs by default, and the others are compared with it")
     return exact, [name for name in _REDUCED if name in wanted]
+
+
+def check_packages(names: Sequence[FormatName]) -> None:
+    """Raises MissingPartError for a format whose packages are not installed; imports none of them."""
+    for name in names:
+        for package in _NEEDS.get(name, ()):
+            if importlib.util.find_spec(package) is None:
+                raise _missing(name, f"the package {package}, which is not installed", package)
 
 
 def default_format(names: Container[FormatName]) -> ExactName:
@@ -67,15 +86,19 @@ def _written(name: FormatName, where: str, *arguments: Any) -> list[Path]:
         write: Callable[..., list[Path]] = getattr(importlib.import_module(module), attribute)
         return write(*arguments)
     except ImportError as error:
-        remedy = "install it with pip install 'distrib[int8]'" if name == "openvino-int8" else "install it"
-        raise MissingPartError(f"the format {name!r} needs a package that can not be imported ({error})",
-                               "no bundle was written",
-                               f"{remedy}, or choose other formats with --format") from error
+        raise _missing(name, f"a package that can not be imported ({error})", error.name) from error
     except (DistribError, OSError):
         raise
     except Exception as error:  # converters raise whatever they meet
         raise BundleError(f"the model can not be written as {name}: {first_line(error)}", "no bundle was written",
                           "choose other formats with --format, or a model of the table") from error
+
+
+def _missing(name: FormatName, what: str, package: str | None) -> MissingPartError:
+    pip = "'distrib[int8]'" if name == "openvino-int8" and package in (None, "nncf") else package
+    return MissingPartError(f"the format {name!r} needs {what}", "no bundle was written",
+                            f"install it with pip install {pip}, or choose other formats with --format" if pip else
+                            "install it, or choose other formats with --format")
 
 
 def first_line(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from distrib.bundle import ExactName, ReducedName
 from distrib.config import load_run_experiment
 from distrib.errors import BundleError, ConfigError
-from distrib.export.table import parse_formats
+from distrib.export.table import check_packages, parse_formats
 from distrib.rundir import RunDir
 
 
@@ -17,7 +17,7 @@ def check_wishes(run: Path, out: Path, formats: Sequence[str], tolerance: float,
                  calibration: int) -> tuple[list[ExactName], list[ReducedName]]:
     """The formats to write, exact and reduced ones.
 
-    Raises BundleError, CheckpointError or ConfigError for what can not be fulfilled.
+    Raises BundleError, CheckpointError, ConfigError or MissingPartError for what can not be fulfilled.
     """
     names = check_bundle_wishes(out, formats, tolerance, num_samples, max_drop, calibration)
     load_run_experiment(RunDir(run))
@@ -27,7 +27,7 @@ def check_wishes(run: Path, out: Path, formats: Sequence[str], tolerance: float,
 def check_bundle_wishes(out: Path, formats: Sequence[str], tolerance: float, num_samples: int, max_drop: float,
                         calibration: int) -> tuple[list[ExactName], list[ReducedName]]:
     """`check_wishes` of any subject."""
-    names = parse_formats(formats)
+    exact, reduced = parse_formats(formats)
     if not 0 < tolerance < 1 or num_samples < 1:  # also of nan, which no difference exceeds
         raise ConfigError(f"--tolerance {tolerance:g} and --samples {num_samples} check nothing",
                           "nothing was exported", "give a tolerance between 0 and 1, and at least one sample")
@@ -37,4 +37,5 @@ def check_bundle_wishes(out: Path, formats: Sequence[str], tolerance: float, num
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise BundleError(f"{out} exists already", "nothing was written; it is as it was",
                           "choose another --out, or remove it first")
-    return names
+    check_packages([*exact, *reduced])
+    return exact, reduced

@@ -28,14 +28,15 @@ class Answers:
     threshold: Threshold | None
 
 
-def with_classes(logits_NK: Logits, own: Sequence[str], classes: Sequence[str]) -> Logits:
-    """Logits over ``classes``, which hold all of the model's own; what it does not know has probability 0.
-
-    Raises DataError if a class of the model's is not among them.
-    """
+def check_known(own: Sequence[str], classes: Sequence[str]) -> None:
+    """Raises DataError if a class of the current bundle's ``own`` is not among ``classes``."""
     if gone := [name for name in own if name not in classes]:
         raise DataError(f"the current bundle knows the class {gone[0]!r}, which the dataset does not have",
                         "the two can not be compared", "give the dataset that both know")
+
+
+def with_classes(logits_NK: Logits, own: Sequence[str], classes: Sequence[str]) -> Logits:
+    """Logits over ``classes``, which hold all of the model's own; what it does not know has probability 0."""
     result = np.full((len(logits_NK), len(classes)), _NEVER, dtype=np.float32)
     result[:, [list(classes).index(name) for name in own]] = logits_NK
     return result

@@ -198,13 +198,15 @@ def _check_leaks(loaded: LoadedBundle, candidate: Path, manifest: Manifest, samp
 
 def _judge(registry: Registry, loaded: LoadedBundle, before: Entry | None, data: Path, samples: SplitSamples,
            terms: Terms, tell: Tell) -> Any:
-    from distrib.registry.compare import Answers, compare, with_classes
+    from distrib.registry.compare import Answers, check_known, compare, with_classes
 
     classes = loaded.bundle.classes
+    theirs = registry.load(before) if before is not None else None
+    if theirs is not None:
+        check_known(theirs.bundle.classes, classes)
     candidate = Answers(_scored(loaded, data, samples), loaded.bundle.threshold)
     current = None
-    if before is not None:
-        theirs = registry.load(before)
+    if theirs is not None:
         logits_NK, own = _scored(theirs, data, samples), theirs.bundle.classes
         threshold = theirs.bundle.threshold
         if own != classes:

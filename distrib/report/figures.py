@@ -25,10 +25,12 @@ class Figure:
     title: str
     svg: str
     caption: str = ""
+    of: str = ""
+    """The class that it is of, where there is one of each."""
 
 
 def roc_figures(several: Sequence[Judged], classes: Sequence[str]) -> list[Figure]:
-    """ROC and precision-recall of every shown class, all targets in one chart."""
+    """ROC and precision-recall of every shown class, two figures each, all targets in one chart."""
     figures = []
     for k in several[0].curves:
         found = [(number, one, one.curves[k]) for number, one in enumerate(several)]
@@ -47,11 +49,13 @@ def roc_figures(several: Sequence[Judged], classes: Sequence[str]) -> list[Figur
         share = several[0].report["per_class"][name]["support"] / several[0].report["num_samples"]
         figures.append(Figure(f"ROC: {name} against {rest}", line_chart(
             f"ROC curve of {name}: " + "; ".join(line.label for line in roc),
-            Axis("false-positive rate (1 - specificity)", 0, 1), Axis("sensitivity", 0, 1), roc, diagonal=True)))
+            Axis("false-positive rate (1 - specificity)", 0, 1), Axis("sensitivity", 0, 1), roc, diagonal=True),
+            of=name))
         figures.append(Figure(f"Precision and recall: {name}", line_chart(
             f"Precision over recall of {name}: " + "; ".join(line.label for line in precision),
             Axis("recall (sensitivity)", 0, 1), Axis("precision (PPV)", 0, 1), precision, key="lower left",
-            level=share), f"The dotted line is the part of {name} in the split, {share:.3f}: what chance gives."))
+            level=share), f"The dotted line is the part of {name} in the split, {share:.3f}: what chance gives.",
+            of=name))
     return figures
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from distrib.data.shards import ShardReader
 from distrib.decision import decide, softmax
+from distrib.errors import counted
 from distrib.evaluate import Scored
 from distrib.heatmap import occlusion_map, overlay
 from distrib.metrics import Floats, Labels
@@ -54,7 +55,7 @@ def find_mistakes(one: Scored, most: int, tell: Callable[[str], None]) -> list[M
     chosen = worst(probabilities_NK, samples.labels, predicted_N, most)
     if not len(chosen):
         return []
-    tell(f"looking where {one.target} looked: {len(chosen)} errors")
+    tell(f"looking where {one.target} looked: {counted(len(chosen), 'error')}")
     with ShardReader(one.folder, samples) as reader, ThreadPoolExecutor(subject.workers) as pool:
 
         def mistake(sample: int) -> Mistake:

@@ -104,7 +104,8 @@ def printable_lines(text: str) -> str:
 
 
 def _drawn(figures: Sequence[Figure]) -> list[dict[str, Any]]:
-    return [{"title": one.title, "svg": Markup(one.svg), "caption": one.caption} for one in figures]  # noqa: S704
+    return [{"title": one.title, "svg": Markup(one.svg), "caption": one.caption, "of": one.of}  # noqa: S704
+            for one in figures]
 
 
 def _metric_rows(several: Sequence[Judged]) -> list[dict[str, Any]]:

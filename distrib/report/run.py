@@ -10,16 +10,19 @@ from typing import Any
 from distrib import __version__
 from distrib.config import EvaluateConfig
 from distrib.data.fields import read_fields
-from distrib.data.manifest import Manifest
+from distrib.data.manifest import Manifest, load_manifest
 from distrib.durable import replace_file
-from distrib.errors import DataError, storage_errors
-from distrib.evaluate import Scored, check_classes, check_writable, scored
+from distrib.errors import ConfigError, DataError, storage_errors
+from distrib.evaluate import Scored, check_writable, classes_of, scored, some
 from distrib.report.judged import LETTERS, Judged, Levels, judge_target
 from distrib.report.page import Content, render_card, render_page
 from distrib.report.subgroups import Wish, parse_wish, split_levels
 from distrib.report.wishes import Wishes
 
 Tell = Callable[[str], None]
+
+_MARKS = (b"<title>Report: ", b"The facts were filled in by distrib ")
+"""Of pages and of cards, near their beginning."""
 
 
 def run_report(wishes: Wishes, tell: Tell = lambda _: None) -> dict[str, Any]:
@@ -32,21 +35,22 @@ def run_report(wishes: Wishes, tell: Tell = lambda _: None) -> dict[str, Any]:
     subgroups = [parse_wish(text) for text in wishes.subgroups]
     for path in (page, *cards):
         check_writable(path, "report")
+    check_place(wishes.out, page, cards)
+    check_alike(wishes.targets, wishes.data)
     several: list[Judged] = []
-    first: tuple[Manifest, tuple[str, ...], EvaluateConfig, Levels] | None = None
+    first: tuple[Manifest, EvaluateConfig, Levels] | None = None
     for letter, target in zip(LETTERS, wishes.targets, strict=False):
         tell(f"judging {target} on the {wishes.split} split")
         with scored(target, wishes.data, wishes.split, tell=tell) as one:
             if first is None:
                 config = one.subject.experiment.evaluate
-                first = one.manifest, one.subject.classes, config, _levels(one, subgroups)
-            manifest, classes, config, levels = first
-            _check_same(one, manifest, classes, wishes.targets[0])
+                first = one.manifest, config, _levels(one, subgroups)
+            _, config, levels = first
             resamples = config.bootstrap if wishes.bootstrap is None else wishes.bootstrap
             several.append(judge_target(letter, one, config, levels, wishes.errors // len(wishes.targets), resamples,
                                         tell))
     assert first is not None
-    content = Content(several, first[0], wishes.split, [wish.name for wish in subgroups], first[2].metric,
+    content = Content(several, first[0], wishes.split, [wish.name for wish in subgroups], first[1].metric,
                       datetime.now(UTC), __version__)
     text = render_page(content)
     with storage_errors(f"the report {page} could not be written", "there is no complete report"):
@@ -67,14 +71,47 @@ def paths(out: Path, num_targets: int) -> tuple[Path, list[Path]]:
     return page, [page.with_name(name) for name in names]
 
 
+def check_place(out: Path, page: Path, cards: Sequence[Path]) -> None:
+    """Raises ConfigError where something else would be overwritten, or a folder of other things would get a report.
+
+    A folder may be new or empty, or hold an earlier report.
+    """
+    with storage_errors(f"the report {page} could not be written", "nothing was judged"):
+        foreign = next((path for path in (page, *cards) if path.exists() and not _is_ours(path)), None)
+        if foreign is not None:
+            raise ConfigError(f"{foreign} exists, and no report wrote it", "nothing was judged; it is as it was",
+                              "choose another --out, or move it away")
+        if page.parent == out.absolute() and not page.exists() and page.parent.is_dir() and any(page.parent.iterdir()):
+            raise ConfigError(f"--out {out} is not empty and holds no report", "nothing was judged",
+                              f"choose another folder, or name a file to put it there: --out {out / page.name}")
+
+
+def _is_ours(path: Path) -> bool:
+    with path.open("rb") as file:
+        beginning = file.read(1 << 16)
+    return any(mark in beginning for mark in _MARKS)
+
+
 def _levels(one: Scored, wished: Sequence[Wish]) -> Levels:
     fields = read_fields(one.folder, one.samples, [wish.name for wish in wished])
     return {wish.name: split_levels(wish, fields[wish.name]) for wish in wished}
 
 
-def _check_same(one: Scored, manifest: Manifest, classes: Sequence[str], first: Path) -> None:
-    """Raises DataError unless a target was judged on the first one's samples and classes."""
-    check_classes(one.manifest, classes, str(first))
-    if one.manifest.sha256 != manifest.sha256:
-        raise DataError(f"{one.target} and {first} are of different datasets",
-                        "their scores can not stand side by side", "name one dataset for all with --data")
+def check_alike(targets: Sequence[Path], data: Path | None) -> None:
+    """Raises DataError unless all targets can be judged on the same samples with the same classes; judges none."""
+    if len(targets) == 1:
+        return
+    read = [classes_of(target) for target in targets]
+    classes, folder = read[0]
+    for target, (theirs, _) in zip(targets, read, strict=True):
+        if theirs != classes:
+            raise DataError(f"the classes of {target} are {some(theirs)}, those of {targets[0]} are {some(classes)}",
+                            "their scores can not stand side by side, and nothing was judged",
+                            "name runs and bundles of the same classes")
+    if data is None:
+        digest = load_manifest(folder).sha256
+        for target, (_, theirs_folder) in zip(targets, read, strict=True):
+            if load_manifest(theirs_folder).sha256 != digest:
+                raise DataError(f"{target} and {targets[0]} are of different datasets",
+                                "their scores can not stand side by side, and nothing was judged",
+                                "name one dataset for all with --data")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from distrib.config import EvaluateConfig
 from distrib.data.samples import natural_order
 from distrib.decision import Threshold
-from distrib.errors import ConfigError
+from distrib.errors import ConfigError, counted
 from distrib.intervals import bootstrap_intervals
 from distrib.metrics import Labels, measure
 from distrib.report.words import short
@@ -131,7 +131,7 @@ def _warnings(num_samples: int, num_groups: int, support: Sequence[int], classes
         found += [f"fewer than {FEW_OF_A_CLASS} of {short(name, 24)}"
                   for name, count in zip(classes, support, strict=True) if count < FEW_OF_A_CLASS]
     elif rare := sum(count < FEW_OF_A_CLASS for count in support):
-        found.append(f"{rare} classes with fewer than {FEW_OF_A_CLASS}")
+        found.append(f"{counted(rare, 'class', 'classes')} with fewer than {FEW_OF_A_CLASS}")
     return found
 
 

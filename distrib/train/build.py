@@ -21,7 +21,7 @@ from distrib.data.order import BalancedOrder, MixedOrder, Order, ShuffledOrder
 from distrib.data.shards import ShardReader
 from distrib.data.stream import TrainingTransform
 from distrib.data.transform import EvalTransform, TrainTransform
-from distrib.errors import ConfigError
+from distrib.errors import ConfigError, counted
 from distrib.forward import torch_forward
 from distrib.models.table import build_model
 from distrib.models.weights import freeze, load_starting_weights
@@ -40,11 +40,11 @@ def starting_model(experiment: Experiment, num_classes: int, tell: Callable[[str
     if experiment.model.weights is not None:
         done = load_starting_weights(model, experiment.model.weights)
         fresh = f"; fresh: {', '.join(done.replaced)}" if done.replaced else ""
-        tell(f"starts from {experiment.model.weights}: {done.loaded} tensors{fresh}")
+        tell(f"starts from {experiment.model.weights}: {counted(done.loaded, 'tensor')}{fresh}")
     if take_start is not None:
         take_start(model)
     if experiment.model.freeze:
-        tell(f"frozen: {freeze(model, experiment.model.freeze)} tensors")
+        tell(f"frozen: {counted(freeze(model, experiment.model.freeze), 'tensor')}")
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 

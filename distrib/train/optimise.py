@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distrib.config import TrainConfig
-from distrib.errors import CheckpointError, ConfigError
+from distrib.errors import CheckpointError, ConfigError, counted
 from distrib.train.lane import LaneLoss
 
 
@@ -29,7 +29,8 @@ def class_weights(config: TrainConfig, counts: NDArray[np.int64]) -> Tensor | No
                               "its weight would be infinite", "prepare a split that holds every class")
         return torch.from_numpy(counts.sum() / (len(counts) * counts)).float()
     if len(config.class_weights) != len(counts):
-        raise ConfigError(f"train.class_weights has {len(config.class_weights)} numbers for {len(counts)} classes",
+        raise ConfigError(f"train.class_weights has {counted(len(config.class_weights), 'number')} "
+                          f"for {len(counts)} classes",
                           "nothing was started", "give one number for each class, in the order of the classes")
     return torch.tensor(config.class_weights)
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from distrib.errors import StorageError, storage_errors
+from distrib.errors import StorageError, counted, storage_errors
 
 
 class RecordFile:
@@ -43,14 +43,16 @@ class RecordFile:
             self._next_try = now + self._retry_s * max(1.0, 10 * (now - began))
         else:
             if self._missing:
-                self._tell(f"note: {self._path} can be written again; {self._missing} records are missing from it")
+                self._tell(f"note: {self._path} can be written again; "
+                           f"{counted(self._missing, 'record is', 'records are')} missing from it")
             self._missing = 0
 
     def close(self) -> None:
         """Raises nothing."""
         self._forget()
         if self._missing:
-            self._tell(f"warning: {self._missing} records are missing at the end of {self._path}")
+            self._tell(f"warning: {counted(self._missing, 'record is', 'records are')} "
+                       f"missing at the end of {self._path}")
             self._missing = 0
 
     def _write(self, record: bytes) -> None:

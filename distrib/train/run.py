@@ -30,7 +30,7 @@ from distrib.durable import replace_file
 from distrib.elastic.lease import Lease
 from distrib.elastic.link import Link
 from distrib.elastic.membership import NOTHING_YET, Position
-from distrib.errors import DistribError, StorageError, WorldError, storage_errors
+from distrib.errors import DistribError, StorageError, WorldError, counted, storage_errors
 from distrib.models.weights import set_training, weights_sha256
 from distrib.rundir import RunDir
 from distrib.train import ipex
@@ -144,8 +144,8 @@ def _begin(run: RunDir, experiment: Experiment, manifest: Manifest, tell: Tell) 
         replace_file(run.dataset, record.to_bytes())
         replace_file(run.experiment, experiment.to_bytes())
     train = experiment.train
-    tell(f"run {run.root}: {experiment.model.name} in {train.precision}, {train.lanes} lanes of "
-         f"{train.lane_batch} images a step, {train.reduction} sums")
+    tell(f"run {run.root}: {experiment.model.name} in {train.precision}, {counted(train.lanes, 'lane')} of "
+         f"{counted(train.lane_batch, 'image')} a step, {train.reduction} sums")
 
 
 class _Rank:

@@ -14,7 +14,7 @@ from distrib.data.folds import load_view
 from distrib.data.manifest import FILE_NAME, Manifest, read_record
 from distrib.decision import positive_index
 from distrib.documents import apply_overrides, validate
-from distrib.errors import BundleError, CheckpointError, ConfigError
+from distrib.errors import BundleError, CheckpointError, ConfigError, counted
 from distrib.rundir import RunDir
 from distrib.world import World
 
@@ -89,8 +89,9 @@ def settle_experiment(run: RunDir, path: Path | None, overrides: Sequence[str],
     changed = [name for name in differences(begun.model_dump(mode="json"), wanted.model_dump(mode="json"))
                if not name.startswith(FREE)]
     if changed:
+        warm = "" if "model.name" in changed else f", with --from {run.root} to start with its weights"
         raise ConfigError(f"{run.root} was begun with another {', '.join(changed)}", "the run was not continued",
-                          "give another --run folder, or the run's own values")
+                          f"give the run's own values, or train into another --run folder{warm}")
     return wanted
 
 
@@ -107,7 +108,7 @@ def _check_world(experiment: Experiment, world: World) -> None:
     lanes = experiment.train.lanes
     if world.size > lanes:
         raise ConfigError(f"{world.size} ranks for train.lanes = {lanes}", "some ranks would have nothing to do",
-                          f"start at most {lanes} ranks, or begin a new run with more lanes")
+                          f"start at most {counted(lanes, 'rank')}, or begin a new run with more lanes")
 
 
 def _check_dataset(run: RunDir, experiment: Experiment, manifest: Manifest) -> None:

@@ -16,7 +16,7 @@ from distrib.bundle import load_bundle
 from distrib.config import Experiment, StartConfig
 from distrib.documents import validate
 from distrib.durable import fsync_dir
-from distrib.errors import BundleError, CheckpointError, storage_errors
+from distrib.errors import BundleError, CheckpointError, counted, storage_errors
 from distrib.models.weights import take_weights, weights_sha256
 from distrib.rundir import RunDir
 from distrib.runtimes.torch_runtime import read_weights
@@ -71,7 +71,7 @@ def take_start(model: nn.Module, run: RunDir, start: StartConfig, classes: Seque
         rows = [places.get(name) for name in classes]
     done = take_weights(model, tensors, f"--from {start.source}", rows)
     fresh = [name for name in classes if name not in start.classes]
-    tell(f"starts from {start.source}: {done.loaded} tensors, weights {start.weights_sha256[:16]}"
+    tell(f"starts from {start.source}: {counted(done.loaded, 'tensor')}, weights {start.weights_sha256[:16]}"
          + (f"; fresh rows of the head for {', '.join(fresh[:5])}{' ...' if fresh[5:] else ''}" if fresh else ""))
 
 

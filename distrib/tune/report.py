@@ -12,6 +12,7 @@ from optuna import Study as OptunaStudy
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
+from distrib.children.claims import Claims
 from distrib.documents import to_yaml, with_values
 from distrib.durable import replace_file
 from distrib.errors import printable, storage_errors
@@ -26,13 +27,18 @@ BEST_PART = 0.25
 """Of the complete trials, those that count as the best; of few, a tenth would be none."""
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed",
           TrialState.RUNNING: "running", TrialState.WAITING: "waiting"}
+STOPPED = "stopped"
+"""State of a trial that was begun, and that no living process sees to: it goes on when one takes it up."""
 
 
-def describe_trial(trial: FrozenTrial, plan: Plan, folder: StudyDir) -> dict[str, Any]:
-    """One trial, as `tune --json` prints it."""
+def describe_trial(trial: FrozenTrial, plan: Plan, folder: StudyDir, claims: Claims) -> dict[str, Any]:
+    """One trial, as `tune --json` prints it. Raises OSError."""
+    state = "diverged" if trial.user_attrs.get("diverged") else STATES[trial.state]
+    if trial.state is TrialState.RUNNING and not claims.is_held(folder.claim(trial.number)):
+        state = STOPPED
     return {
         "number": trial.number,
-        "state": "diverged" if trial.user_attrs.get("diverged") else STATES[trial.state],
+        "state": state,
         "score": trial.value if trial.state is TrialState.COMPLETE else None,
         "best_seen": max(trial.intermediate_values.values(), default=None),
         "epochs": trial.last_step,
@@ -42,11 +48,11 @@ def describe_trial(trial: FrozenTrial, plan: Plan, folder: StudyDir) -> dict[str
     }
 
 
-def describe_study(study: OptunaStudy, plan: Plan, folder: StudyDir) -> dict[str, Any]:
-    """What `tune --json` prints."""
+def describe_study(study: OptunaStudy, plan: Plan, folder: StudyDir, claims: Claims) -> dict[str, Any]:
+    """What `tune --json` prints. Raises OSError."""
     trials = study.get_trials(deepcopy=False)[:plan.study.trials]
     best = best_trial(trials)
-    rows = [describe_trial(trial, plan, folder) for trial in trials]
+    rows = [describe_trial(trial, plan, folder, claims) for trial in trials]
     return {
         "study": str(folder.root),
         "metric": plan.base.evaluate.metric,
@@ -114,6 +120,9 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
     widths = [max(len(line[column]) for line in table) for column in range(4)]
     for line in table:
         yield printable("  ".join((*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[4])))
+    if stopped := [str(row["number"]) for row in report["trials"] if row["state"] == STOPPED]:
+        yield (f"stopped: trial {', '.join(stopped[:SHOWN])}{' ...' if stopped[SHOWN:] else ''}; nobody trains it now, "
+               "and it goes on when the study is started again")
     if report["importances"]:
         yield "importances: " + ", ".join(f"{name} {value:.2f}" for name, value in report["importances"].items())
     if (best := report["best"]) is not None:

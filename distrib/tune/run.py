@@ -21,7 +21,7 @@ from distrib.children.claims import Claims
 from distrib.children.cores import divide, usable_cores
 from distrib.children.training import CLUSTER, stop_requests
 from distrib.durable import replace_file
-from distrib.errors import ConfigError, storage_errors
+from distrib.errors import ConfigError, counted, storage_errors
 from distrib.tune.draw import SeededByTrial, as_stored, draw
 from distrib.tune.folder import StudyDir, settle_study
 from distrib.tune.job import Job
@@ -56,7 +56,7 @@ def run_tune(plan: Plan, tell: Tell, *, host: str, at_once: int, worker: bool) -
         session = _Session(plan, folder, study, storage, claims, tell, at_once)
         session.run(stop_wanted, worker)
         write_best(study, plan, folder)
-        report = describe_study(study, plan, folder)
+        report = describe_study(study, plan, folder, claims)
     _refuse_if_all_failed(report)
     return {**report, "signal": stop_wanted()}
 
@@ -75,8 +75,10 @@ def _begun(folder: StudyDir) -> Iterator[None]:
             shutil.rmtree(folder.root, ignore_errors=True)
 
 
-def read_report(plan: Plan) -> dict[str, Any]:
-    """How a study stands, without training anything. Raises any DistribError."""
+def read_report(plan: Plan, *, host: str) -> dict[str, Any]:
+    """How a study stands, without training anything. Waits for a sign of the processes elsewhere that see to its
+    trials. Raises any DistribError.
+    """
     folder, storage_name = StudyDir(plan.folder), plan.study.storage
     if not folder.document.exists():
         raise ConfigError(f"{folder.root} is no study", "there is nothing to show", "start it without --show")
@@ -84,7 +86,10 @@ def read_report(plan: Plan) -> dict[str, Any]:
     with storage_trouble(storage_name, folder.journal):
         study = _open_study(plan, open_storage(storage_name, folder.journal), identity, describe(storage_name),
                             reads=True)
-        return {**describe_study(study, plan, folder), "signal": 0}
+        claims = Claims(host, plan.base.comm.silence_s)
+        claims.make_sure([folder.claim(trial.number) for trial in study.get_trials(deepcopy=False)
+                          if trial.state is TrialState.RUNNING])
+        return {**describe_study(study, plan, folder, claims), "signal": 0}
 
 
 def _open_study(plan: Plan, storage: BaseStorage, identity: str, shown: str, *, reads: bool = False) -> optuna.Study:
@@ -222,7 +227,7 @@ class _Session:
         metric = self._plan.base.evaluate.metric
         for seen in job.validations():
             job.trial.report(seen.score, seen.epochs)
-            self._tell(f"trial {job.number} after {seen.epochs} of {job.total_epochs} epochs: {metric} "
+            self._tell(f"trial {job.number} after {seen.epochs} of {counted(job.total_epochs, 'epoch')}: {metric} "
                        f"{seen.score:.4f}")
             if job.trial.should_prune() and job.number and may_go_on and seen.epochs < job.total_epochs:
                 self._record(job, TrialState.PRUNED, "")  # first of all, so that nobody goes on with it
@@ -267,5 +272,7 @@ def _refuse_if_all_failed(report: dict[str, Any]) -> None:
     ends = {row["state"] for row in report["trials"]}
     if report["finished"] and report["best"] is None and ends <= {"failed", "diverged"}:
         first = report["trials"][0]
-        raise ConfigError(f"all {len(report['trials'])} trials failed, the base experiment so: {first['message']}",
+        number = len(report["trials"])
+        all_of = f"all {number} trials" if number > 1 else "the only trial"
+        raise ConfigError(f"{all_of} failed, the base experiment so: {first['message']}",
                           "there is no best one", "correct the experiment, and begin a study in another folder")

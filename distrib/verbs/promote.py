@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from distrib.entry import put, tell
-from distrib.errors import ConfigError, printable
+from distrib.errors import ConfigError, counted, printable
 from distrib.verbs.answers import Json, answer
 
 
@@ -68,4 +68,4 @@ def promote(
         by += f" (95% interval {one['low']:{sign}.4f} to {one['high']:{sign}.4f})"
     forced = f"; forced, though {result['refused']}" if result["forced"] else ""
     tell(f"entry {result['entry']} is current: {result['metric']} {one['candidate']:.4f}{by} on "
-         f"{result['num_samples']} samples of {result['num_groups']} groups{forced}")
+         f"{counted(result['num_samples'], 'sample')} of {counted(result['num_groups'], 'group')}{forced}")

@@ -13,7 +13,7 @@ from distrib.verbs.answers import Json, answer
 
 def report(
     targets: Annotated[list[Path], typer.Argument(metavar="RUN_OR_BUNDLE...", help="Up to five, side by side.")],
-    out: Annotated[Path, typer.Option(help="A folder, or a file that ends in .html; its old report is replaced.")]
+    out: Annotated[Path, typer.Option(help="A new folder, or a file that ends in .html; an old report is replaced.")]
     = Path("report"),
     data: Annotated[Path | None, typer.Option(help="Another dataset than the experiment's.")] = None,
     split: Annotated[str, typer.Option(help="val, or, as a final act, test.")] = "val",

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from distrib.entry import tell
+from distrib.errors import counted
 from distrib.verbs.answers import Json, answer
 
 
@@ -32,8 +33,8 @@ def serve(
 
     def ready(about: dict[str, Any]) -> None:
         answer(about, as_json)
-        tell(f"serving {about['bundle']} ({about['runtime']}, {about['threads']} threads) on {about['url']}; "
-             "Ctrl-C ends it")
+        tell(f"serving {about['bundle']} ({about['runtime']}, {counted(about['threads'], 'thread')}) "
+             f"on {about['url']}; Ctrl-C ends it")
 
     run_serve(bundle, limits, host=host, port=port, runtime=runtime, allow_hosts=allow_host or (), ready=ready,
               tell=tell)

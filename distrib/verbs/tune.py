@@ -37,7 +37,7 @@ def tune(
     from distrib.tune.run import read_report, run_tune
 
     if show:
-        report = read_report(plan)
+        report = read_report(plan, host=world.host)
     else:
         slots = at_once or (1 if worker else plan.study.at_once)
         report = run_tune(plan, tell, host=world.host, at_once=slots, worker=worker)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from distrib.errors import printable
+from distrib.errors import counted, printable
 
 Verdict = Mapping[str, Any]
 
@@ -72,7 +72,7 @@ def _evidence(verdict: Verdict) -> Iterator[str]:
         if verdict["compared_parts"]:
             yield f"compared by digest: {_parts(verdict['compared_parts'])}"
         if verdict["losses_compared"]:
-            yield f"compared exactly: the losses of {verdict['losses_compared']} steps"
+            yield f"compared exactly: the losses of {counted(verdict['losses_compared'], 'step')}"
         return
     loss, checkpoint = verdict["first_different_loss"], verdict["first_different_checkpoint"]
     words = [(checkpoint["step"], f"the checkpoints of step {checkpoint['step']} differ: "

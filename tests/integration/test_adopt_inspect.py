@@ -266,7 +266,7 @@ def test_truncated_and_damaged_tars(tmp_path: Path) -> None:
         run_adopt(folder, workers=1)
     path.write_bytes(whole)
     (folder / "more-train.tar.gz").write_bytes(b"")
-    with pytest.raises(ShardError, match=r"1 shards .* are compressed, such as more-train\.tar\.gz") as caught:
+    with pytest.raises(ShardError, match=r"1 shard .* is compressed, such as more-train\.tar\.gz") as caught:
         run_adopt(folder, workers=1)
     assert "gunzip" in caught.value.remedy
     assert not (folder / FILE_NAME).exists()
@@ -320,5 +320,5 @@ def test_folders_without_shards(tmp_path: Path) -> None:
     write_tar(tmp_path / "shard0.tar", {})
     with pytest.raises(ConfigError, match=r"which split shard0\.tar belongs to is unclear"):
         run_adopt(tmp_path)
-    with pytest.raises(DataError, match="hold no samples"):
+    with pytest.raises(DataError, match=r"holds? no samples"):
         run_adopt(tmp_path, splits=["train=*"])

@@ -380,7 +380,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("a file for the folder", "distrib prepare experiment.yaml --out new", "is not a folder"),
         Case("an empty folder", "distrib prepare empty --out new", "holds no images", folder("empty")),
         Case("images without class folders", "distrib prepare photos/cat --out new", "no class folders"),
-        Case("some images outside of class folders", PREPARE, "lie in no class folder", write("photos/x.jpg", b"x")),
+        Case("some images outside of class folders", PREPARE, "lies in no class folder", write("photos/x.jpg", b"x")),
         Case("one class", PREPARE, "one class", removed("photos/dog")),
         Case("a class of two images", PREPARE, "too few groups", few_per_class),
         Case("an image with two labels", PREPARE, "two labels",
@@ -562,6 +562,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("the record of the environment is damaged", GO_ON, "environment.jsonl",
              write("run/environment.jsonl", "{\n")),
         Case("another training in the same folder", GO_ON, "another training", HeldLease),
+        Case("a run to join that is not elastic", f"{GO_ON} --join", "not trained elastically"),
         Case("metrics.jsonl can not be written", GO_ON, "metrics.jsonl", folder("run/metrics.jsonl"),
              leaves=("run/environment.jsonl",)),
         Case("the folder of checkpoints is a file", GO_ON, "checkpoints",
@@ -650,7 +651,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     ),
     "tune": (
         Case("no such file", "distrib tune none.yaml", "can not be read"),
-        Case("an experiment, not a study", "distrib tune experiment.yaml", "unknown key 'data'"),
+        Case("an experiment, not a study", "distrib tune experiment.yaml", "give it to `distrib train`"),
         Case("no such experiment", TUNE, "can not be read", write("study.yaml", "experiment: none.yaml\nkeys: {seed: "
                                                                   "{choices: [1]}}")),
         Case("no keys", TUNE, "'keys' is missing", write("study.yaml", "experiment: experiment.yaml\n")),
@@ -745,12 +746,16 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("a damaged sample", "distrib report run", "checksum", lambda here: in_an_image(here, "val")),
         Case("metrics that are no records", "distrib report run", "no JSON object", write("run/metrics.jsonl", "x\n")),
         Case("a file where the folder should be", "distrib report run --out experiment.yaml", "could not be written"),
+        Case("a folder of other things for the report", "distrib report run --out photos", "holds no report"),
+        Case("another's file where the page should be", "distrib report run --out mine.html", "no report wrote it",
+             write("mine.html", HTML)),
         Case("a report for two ranks", "distrib report run", "one process", environment={
             "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29176"}),
     ),
     "launch": (
         Case("no arguments", "launch", "missing command"),
         Case("no such cluster file", "launch run nowhere.yaml -- true", "can not be read"),
+        Case("an experiment, not a cluster file", "launch run experiment.yaml -- true", "give it to `distrib train`"),
         Case("a folder for the cluster file", "launch run data -- true", "Is a directory"),
         Case("no -- before the command", "launch run here.yaml distrib train experiment.yaml", "no `--`"),
         Case("no command", "launch run here.yaml --", "missing argument"),

@@ -244,6 +244,14 @@ def test_several_classes(browser: Browser, made: Made, experiment: Path) -> None
     page = opened(browser, result["page"]).page
     assert page.locator("#curves svg").count() == 6
     assert page.locator("#thresholds table").count() == 3
+    parts = page.locator("#curves svg, #thresholds table").all()
+    assert not any(part.is_visible() for part in parts)  # on a phone many classes would be very long
+    page.locator("#curves summary").nth(1).click()
+    assert [part.is_visible() for part in parts] == [False] * 2 + [True] * 2 + [False] * 5
+    page.emulate_media(media="print")
+    assert all(part.is_visible() and part.evaluate("one => one.checkVisibility({contentVisibilityAuto: true})")
+               for part in parts)
+    page.emulate_media(media="screen")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     with pytest.raises(DataError, match="classes are"):
         run_report(wishes(made, made.runs[0], made.folder / "three"))

@@ -404,6 +404,7 @@ def test_a_refusal_is_one_line(site: Site) -> None:
     _, err = site.ask("submit", site.cluster("partition: none"), "--job", site.folder / "job", "--", "true", code=2)
     assert err.count("\n") == 1
     assert "invalid partition specified: none" in err
+    assert not (site.folder / "job").exists()
 
 
 def test_run_waits_shows_rank_0_and_fails_as_the_first_rank(site: Site) -> None:

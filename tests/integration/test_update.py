@@ -160,7 +160,7 @@ def test_a_planted_leak_is_refused(old: Path, tmp_path: Path) -> None:
 def test_new_classes_are_appended_when_asked_for(old: Path, tmp_path: Path) -> None:
     apes = [(400 + i, "ape", f"a{i}") for i in range(8)]
     source = write(tmp_path / "new", apes)
-    with pytest.raises(DataError, match="1 classes are not in the dataset: ape"):
+    with pytest.raises(DataError, match="1 class is not in the dataset: ape"):
         update(old, source, tmp_path / "v2")
     report = update(old, source, tmp_path / "v2", new_classes=True, test="grow")
     assert load_manifest(tmp_path / "v2").classes == ("cat", "dog", "ape")

@@ -9,7 +9,7 @@ from distrib.config import EvaluateConfig
 from distrib.data.manifest import Manifest, Shard, ShardIndex, Split, SplitSamples
 from distrib.errors import DataError
 from distrib.registry import frozen
-from distrib.registry.compare import Answers, compare, refusal, with_classes
+from distrib.registry.compare import Answers, check_known, compare, refusal, with_classes
 from distrib.registry.entry import Compared
 from distrib.scoring import Logits
 
@@ -86,7 +86,7 @@ def test_a_class_that_a_model_does_not_know_has_no_probability() -> None:
     assert padded[0].argmax() == 0
     assert np.exp(padded[0, 2] - padded[0, 0]) == 0
     with pytest.raises(DataError, match="knows the class 'x'"):
-        with_classes(logits, ("a", "x"), CLASSES)
+        check_known(("a", "x"), CLASSES)
 
 
 def shard(split: Split, version: int, groups: str, crc: int) -> Shard:

@@ -11,8 +11,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
-from distrib.documents import Section, apply_overrides, parse_yaml, read_yaml, validate
+from distrib.config import Experiment
+from distrib.documents import KINDS, Section, apply_overrides, parse_yaml, read_yaml, validate
 from distrib.errors import ConfigError
+from distrib.tune.study import Study
+from launch.cluster import Cluster
 
 
 class Inner(Section):
@@ -191,3 +194,33 @@ def test_a_section_can_not_be_changed() -> None:
     assert outer.inner.steps == 4
     with pytest.raises(ValueError, match="frozen"):
         outer.inner.steps = 5
+
+
+@pytest.mark.parametrize(("text", "kind", "told"), [
+    ("data: {dataset: d}\nmodel: {name: m}\n", "study", "looks like an experiment, and a study is wanted here. Nothing "
+     "was started. Give it to `distrib train`,"),
+    ("data: {dataset: d}\nmodel: {name: m}\n", "cluster file", "Give it to `distrib train`,"),
+    ("experiment: e.yaml\nkeys: {}\nname: n\n", "experiment", "looks like a study, and an experiment is wanted here"),
+    ("experiment: e.yaml\nkeys: {}\n", "cluster file", "Give it to `distrib tune`,"),
+    ("name: n\nlauncher: slurm\n", "experiment", "looks like a cluster file, and an experiment is wanted here"),
+])
+def test_a_document_of_another_kind_is_recognised(text: str, kind: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(path, kind)
+    assert told in caught.value.one_line()
+
+
+@pytest.mark.parametrize("text", ["modle: {name: m}", "data: {}\nexperiment: e", "name: n\nseed: 1", "1: 2"])
+def test_mistakes_make_no_other_kind(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.yaml"
+    path.write_text(text)
+    read_yaml(path, "experiment")
+
+
+def test_the_kinds_are_told_apart_by_all_their_own_keys() -> None:
+    fields = {"experiment": Experiment.model_fields, "study": Study.model_fields, "cluster file": Cluster.model_fields}
+    for kind, names in fields.items():
+        others = {name for other in fields if other != kind for name in fields[other]}
+        assert KINDS[kind][1] == names.keys() - others

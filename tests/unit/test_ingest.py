@@ -279,9 +279,10 @@ def test_a_png_whose_last_checksum_is_wrong_is_refused() -> None:
 @pytest.mark.parametrize(("raw", "what"), [
     (b"", "empty"),
     (b"hello, this is text", "not an image"),
-    (b"<!DOCTYPE html><html>404", "not an image"),
+    (b"<!DOCTYPE html><html>404", "not an image that can be read here: it begins with '<!DOCTYP'"),
     (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
-    (bytes(1000), "not an image"),
+    (bytes(1000), "it begins with the bytes 00 00 00 00 00 00 00 00"),
+    ("äöü, in text".encode(), "it begins with the bytes c3 a4 c3"),
     (b"\xff\xd8\xff", ""),
 ])
 def test_what_is_no_image_is_refused(raw: bytes, what: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from distrib.errors import DistribError
-from launch import keeper, logs
+from launch import cli, keeper, logs
 from launch.cli import main
 from launch.job import Job, JobFolder, Start
 from launch.keeper import SILENT_S, identity
@@ -181,3 +181,24 @@ def test_a_damaged_record_is_nobodys(folder: JobFolder, capsys: pytest.CaptureFi
     assert status(folder, capsys)["state"] == "lost"
     assert main(["cancel", str(folder.path)]) == 0
     assert "has ended already" in capsys.readouterr().out
+
+
+def test_ctrl_c_before_ranks_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_plan", interrupted)
+    assert main(["run", "here.yaml", "--", "true"]) == 130
+    assert capsys.readouterr().err.strip() == "launch: interrupted, while no rank was running"
+
+
+@pytest.mark.parametrize("words", [[], ["--array", "0-1"], ["--job", "mine"]])
+def test_a_job_that_was_not_taken_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                   words: list[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))  # no sbatch
+    Path("mine").mkdir()
+    Path("mine/notes").touch()
+    Path("c.yaml").write_text("launcher: slurm\nranks_per_node: 1\nallocator: system\nnode: {cores_per_socket: 1}\n")
+    assert main(["submit", "c.yaml", *words, "--", PYTHON, "-V"]) == 2
+    assert sorted(str(path) for path in Path().rglob("*")) == ["c.yaml", "mine", "mine/notes"]

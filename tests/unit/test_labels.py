@@ -76,7 +76,7 @@ def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
     (["readme.txt"], "holds no images"),
     (["a.jpg", "b.jpg"], "no class folders"),
     (["cat/a.jpg"], "of one class, 'cat'"),
-    (["cat/a.jpg", "dog/b.jpg", "c.jpg"], "1 images .* in no class folder: c.jpg"),
+    (["cat/a.jpg", "dog/b.jpg", "c.jpg"], "1 image .* lies in no class folder: c.jpg"),
 ])
 def test_folders_without_classes_are_refused(tmp_path: Path, names: list[str], message: str) -> None:
     with pytest.raises(DataError, match=message):
@@ -101,7 +101,7 @@ def test_ham10000(tmp_path: Path) -> None:
     listing = read_table(tmp_path, labels, Columns("image_id", "dx", "lesion_id"))
     assert listing.samples == [Sample("HAM10000_images_part_1/ISIC_0027419.jpg", "bkl", "HAM_0000118"),
                                Sample("HAM10000_images_part_2/ISIC_0025030.jpg", "mel", "HAM_0000118")]
-    assert any("1 images" in note and "not listed" in note for note in listing.notes)
+    assert any("1 image was" in note and "not listed" in note for note in listing.notes)
 
 
 def test_isic_2020(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_isic_2020(tmp_path: Path) -> None:
     listing = read_table(tmp_path, labels, Columns("image_name", "target", "patient_id"))
     assert listing.classes == ("0", "1")
     assert [sample.group for sample in listing.samples] == ["IP_7", "IP_7", None]
-    assert any("1 rows have no 'patient_id'" in note for note in listing.notes)
+    assert any("1 row has no 'patient_id'" in note for note in listing.notes)
 
 
 @pytest.mark.parametrize("text", [
@@ -158,9 +158,9 @@ def test_rows_without_files_are_listed_with_their_line(tmp_path: Path) -> None:
     (b"image,label,label\na,x,y\n", "column 'label' twice"),
     (b"image,label\na,x\nb\n", "line 3 has 1 fields, the header 2"),
     (b"image,label\na,x\nb,y,z\n", "line 3 has 3 fields, the header 2"),
-    (b"image,label\na,\nb,y\n", "1 rows without 'label': line 2"),
-    (b"image,label\na,NaN\nb,y\n", "1 rows without 'label': line 2"),
-    (b"image,label\n,x\nb,y\n", "1 rows without 'image': line 2"),
+    (b"image,label\na,\nb,y\n", "1 row without 'label': line 2"),
+    (b"image,label\na,NaN\nb,y\n", "1 row without 'label': line 2"),
+    (b"image,label\n,x\nb,y\n", "1 row without 'image': line 2"),
     (b"image,label\na,x\na.jpg,x\nb,y\n", "stand twice .1.: lines 2 and 3"),
     (b"image,label\na,x\nb,x\n", "of one class, 'x'"),
     (b"image,label\n../a,x\nb,y\n", "lead out of the source folder.*line 2: ../a"),

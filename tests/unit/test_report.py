@@ -10,14 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distrib.config import EvaluateConfig
+from distrib.config import EvaluateConfig, Experiment
+from distrib.data.manifest import DatasetRecord
 from distrib.decision import softmax
-from distrib.errors import CheckpointError, ConfigError
+from distrib.documents import validate
+from distrib.errors import CheckpointError, ConfigError, DataError
 from distrib.metrics import calibration_error, measure
 from distrib.report.curves import calibration_bins, class_curves
 from distrib.report.history import in_buckets, read_history, time_split
 from distrib.report.mistakes import worst
-from distrib.report.run import paths
+from distrib.report.run import check_place, paths, run_report
 from distrib.report.subgroups import NOT_GIVEN, Wish, judge_levels, parse_wish, split_levels
 from distrib.report.thresholds import asked_for, for_sensitivity, for_specificity, operating_points
 from distrib.report.wishes import check_wishes
@@ -206,3 +208,39 @@ def test_wishes_that_can_not_be_fulfilled(changed: dict[str, object], message: s
               "errors": 24, "bootstrap": None, "world_size": 1, **changed}
     with pytest.raises(ConfigError, match=message):
         check_wishes(**wishes)  # type: ignore[arg-type]
+
+
+def test_other_classes_are_found_before_anything_is_judged(tmp_path: Path) -> None:
+    """Neither run has a checkpoint: judging the first would fail otherwise."""
+    for name, classes in (("one", CLASSES), ("other", ("cat", "dog"))):
+        run = RunDir(tmp_path / name)
+        run.root.mkdir()
+        document = {"data": {"dataset": str(tmp_path)}, "model": {"name": "small_cnn"}}
+        run.experiment.write_bytes(validate(Experiment, document, "the test").to_bytes())
+        run.dataset.write_bytes(DatasetRecord(classes=classes, dataset_sha256="0" * 64).to_bytes())
+    wishes = check_wishes([tmp_path / "one", tmp_path / "other"], tmp_path / "report", None, "val", (), 24, None, 1)
+    with pytest.raises(DataError, match=r"the classes of .*/other are cat, dog, those of .*/one are benign, melanoma"):
+        run_report(wishes, pytest.fail)
+
+
+def test_nothing_but_an_old_report_is_replaced(tmp_path: Path) -> None:
+    def check(out: Path) -> None:
+        check_place(out, *paths(out, 1))
+
+    folder = tmp_path / "photos"
+    for out in (folder, folder / "report.html"):
+        check(out)  # not there yet
+    folder.mkdir()
+    check(folder)
+    (folder / "cat.jpg").touch()
+    with pytest.raises(ConfigError, match=r"photos is not empty and holds no report.*--out .*/photos/report\.html"):
+        check(folder)
+    check(folder / "report.html")
+    for name, theirs, ours in (("report.html", "<title>My report", "<title>Report: x"),
+                               ("report.md", "# Mine", "# Model card\nThe facts were filled in by distrib 0.1.0")):
+        (folder / name).write_text(theirs)
+        with pytest.raises(ConfigError, match=rf"{name} exists, and no report wrote it"):
+            check(folder / "report.html")
+        (folder / name).write_text(ours)
+        check(folder / "report.html")
+    check(folder)  # which holds a report now

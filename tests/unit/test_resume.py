@@ -68,6 +68,8 @@ def test_a_difference_that_changes_the_model_is_refused_by_name(run: RunDir, exp
     with pytest.raises(ConfigError) as caught:
         settle_experiment(run, experiment if with_file else None, overrides)
     assert caught.value.fact == f"{run.root} was begun with another {named}"
+    # Weights of another model would not fit.
+    assert (f"--from {run.root} to start with its weights" in caught.value.remedy) is (named != "model.name")
 
 
 def test_what_does_not_change_the_model_may_change(run: RunDir, experiment: Path) -> None:

@@ -24,7 +24,7 @@ from distrib.errors import ConfigError, DistribError
 from distrib.rundir import RunDir
 from distrib.tune.draw import SeededByTrial, as_drawn, as_stored, draw
 from distrib.tune.folder import StudyDir, settle_study
-from distrib.tune.report import experiment_text, report_lines
+from distrib.tune.report import describe_trial, experiment_text, report_lines
 from distrib.tune.space import Axis, base_values, corners, in_order, is_active, number_type
 from distrib.tune.storage import describe, mend, open_storage
 from distrib.tune.study import Plan, Study, load_plan
@@ -271,6 +271,25 @@ def test_a_holder_elsewhere_lives_by_its_signs(tmp_path: Path) -> None:
     assert isinstance(taken, Lease)
     assert taken.token == 5
     taken.release()
+
+
+def test_a_trial_that_nobody_sees_to_is_stopped(load: Load, tmp_path: Path) -> None:
+    folder, claims = StudyDir(tmp_path / "study"), Claims("here", 0.3)
+    trial = optuna.trial.create_trial(state=optuna.trial.TrialState.RUNNING)
+    trial.number = 2
+
+    def state() -> str:
+        claims.make_sure([folder.claim(2)])
+        return str(describe_trial(trial, load(), folder, claims)["state"])
+
+    lease = Claims("here", 5.0).claim(folder.claim(2))
+    assert lease is not None
+    assert state() == "running"
+    lease.release()
+    assert state() == "stopped"
+    far = folder.claim(2).lease / "000000009.json"  # on another machine, and with no further sign
+    far.write_text(json.dumps({"host": "far", "sign": 1, "process": {"boot": "other"}}))
+    assert state() == "stopped"
 
 
 @pytest.mark.parametrize(("content", "kept"), [(b"", b""), (b"a\nb", b"a\n"), (b"a\nb\n", b"a\nb\n"), (b"torn", b""),
