@@ -10,7 +10,6 @@ from typing import Any
 from distrib import __version__
 from distrib.config import EvaluateConfig
 from distrib.data.fields import read_fields
-from distrib.data.manifest import Manifest
 from distrib.durable import replace_file
 from distrib.errors import DataError, storage_errors
 from distrib.evaluate import Scored, check_classes, check_writable, scored
@@ -33,20 +32,20 @@ def run_report(wishes: Wishes, tell: Tell = lambda _: None) -> dict[str, Any]:
     for path in (page, *cards):
         check_writable(path, "report")
     several: list[Judged] = []
-    first: tuple[Manifest, tuple[str, ...], EvaluateConfig, Levels] | None = None
+    first: tuple[Scored, EvaluateConfig, Levels] | None = None
     for letter, target in zip(LETTERS, wishes.targets, strict=False):
         tell(f"judging {target} on the {wishes.split} split")
         with scored(target, wishes.data, wishes.split, tell=tell) as one:
             if first is None:
                 config = one.subject.experiment.evaluate
-                first = one.manifest, one.subject.classes, config, _levels(one, subgroups)
-            manifest, classes, config, levels = first
-            _check_same(one, manifest, classes, wishes.targets[0])
+                first = one, config, _levels(one, subgroups)
+            beside, config, levels = first
+            check_same(one, beside)
             resamples = config.bootstrap if wishes.bootstrap is None else wishes.bootstrap
             several.append(judge_target(letter, one, config, levels, wishes.errors // len(wishes.targets), resamples,
                                         tell))
     assert first is not None
-    content = Content(several, first[0], wishes.split, [wish.name for wish in subgroups], first[2].metric,
+    content = Content(several, first[0].manifest, wishes.split, [wish.name for wish in subgroups], first[1].metric,
                       datetime.now(UTC), __version__)
     text = render_page(content)
     with storage_errors(f"the report {page} could not be written", "there is no complete report"):
@@ -72,9 +71,13 @@ def _levels(one: Scored, wished: Sequence[Wish]) -> Levels:
     return {wish.name: split_levels(wish, fields[wish.name]) for wish in wished}
 
 
-def _check_same(one: Scored, manifest: Manifest, classes: Sequence[str], first: Path) -> None:
+def check_same(one: Scored, first: Scored) -> None:
     """Raises DataError unless a target was judged on the first one's samples and classes."""
-    check_classes(one.manifest, classes, str(first))
-    if one.manifest.sha256 != manifest.sha256:
-        raise DataError(f"{one.target} and {first} are of different datasets",
+    check_classes(one.manifest, first.subject.classes, str(first.target))
+    if one.manifest.sha256 != first.manifest.sha256:
+        raise DataError(f"{one.target} and {first.target} are of different datasets",
                         "their scores can not stand side by side", "name one dataset for all with --data")
+    if one.samples.keys != first.samples.keys:  # views of one dataset have its seal
+        raise DataError(f"{one.target} and {first.target} were validated on different folds of the dataset, so on "
+                        "different samples", "their scores can not stand side by side",
+                        "compare them on the test split with --split test, or make a report of each")
