@@ -10,7 +10,7 @@ import numpy as np
 
 from distrib.config import EvaluateConfig
 from distrib.decision import Threshold
-from distrib.errors import DataError
+from distrib.errors import ConfigError, DataError
 from distrib.intervals import bootstrap_draws, percentile_interval
 from distrib.metrics import LOWER_IS_BETTER, Labels, measure
 from distrib.registry.entry import Compared
@@ -35,11 +35,15 @@ def check_known(own: Sequence[str], classes: Sequence[str]) -> None:
                         "the two can not be compared", "give the dataset that both know")
 
 
-def with_classes(logits_NK: Logits, own: Sequence[str], classes: Sequence[str]) -> Logits:
-    """Logits over ``classes``, which hold all of the model's own; what it does not know has probability 0."""
-    result = np.full((len(logits_NK), len(classes)), _NEVER, dtype=np.float32)
-    result[:, [list(classes).index(name) for name in own]] = logits_NK
-    return result
+def over_classes(one: Answers, own: Sequence[str], classes: Sequence[str]) -> Answers:
+    """A model's answers over ``classes``, which hold all of its own, in whatever order.
+
+    What it does not know has probability 0; then the largest probability decides, else its threshold, which names its
+    class.
+    """
+    logits_NK = np.full((len(one.logits_NK), len(classes)), _NEVER, dtype=np.float32)
+    logits_NK[:, [list(classes).index(name) for name in own]] = one.logits_NK
+    return Answers(logits_NK, one.threshold if len(own) == len(classes) else None)
 
 
 def compare(candidate: Answers, current: Answers | None, labels_N: Labels, groups: Sequence[str],
@@ -61,6 +65,16 @@ def compare(candidate: Answers, current: Answers | None, labels_N: Labels, group
         result[name] = Compared(candidate=mine, current=theirs, difference=mine - theirs if known else None,
                                 low=interval["low"], high=interval["high"])
     return result
+
+
+def check_metric(compared: dict[str, Compared], metric: str) -> None:
+    """Raises ConfigError for a metric that there is not, DataError for one that the candidate has no value of."""
+    if metric not in compared:
+        raise ConfigError(f"--metric {metric!r} is unknown", "it was not promoted",
+                          f"choose one of {', '.join(compared)}")
+    if compared[metric].candidate is None:  # nothing could ever be compared with it
+        raise DataError(f"{metric} is not defined on these samples", "it was not promoted",
+                        "choose another --metric, or a split that has samples of every class")
 
 
 def refusal(compared: dict[str, Compared], metric: str, margin: float, strict: bool) -> str | None:

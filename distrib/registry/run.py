@@ -66,7 +66,7 @@ def run_promote(candidate: Path, root: Path, data: Path, terms: Terms, tell: Tel
     Returns what `promote --json` prints; "promoted" is false where it was refused. Raises any DistribError; whatever
     happens, what was current stays so until the last step.
     """
-    from distrib.registry.compare import as_json, refusal  # scikit-learn takes a second
+    from distrib.registry.compare import as_json, check_metric, refusal  # scikit-learn takes a second
 
     terms.check()
     registry = open_registry(root, new=True)
@@ -83,8 +83,7 @@ def run_promote(candidate: Path, root: Path, data: Path, terms: Terms, tell: Tel
     experiment = _experiment(loaded)
     metric = terms.metric or experiment.evaluate.metric
     compared = _judge(registry, loaded, before, data, samples, terms, tell)
-    if metric not in compared:
-        raise ConfigError(f"--metric {metric!r} is unknown", _NOT_PROMOTED, f"choose one of {', '.join(compared)}")
+    check_metric(compared, metric)
     refused = refusal(compared, metric, terms.margin, terms.strict) if before is not None else None
     judgement = Judgement(
         dataset_sha256=manifest.sha256, split=terms.split, test_sha256=digest, num_samples=len(samples),
@@ -198,7 +197,7 @@ def _check_leaks(loaded: LoadedBundle, candidate: Path, manifest: Manifest, samp
 
 def _judge(registry: Registry, loaded: LoadedBundle, before: Entry | None, data: Path, samples: SplitSamples,
            terms: Terms, tell: Tell) -> Any:
-    from distrib.registry.compare import Answers, check_known, compare, with_classes
+    from distrib.registry.compare import Answers, check_known, compare, over_classes
 
     classes = loaded.bundle.classes
     theirs = registry.load(before) if before is not None else None
@@ -207,14 +206,11 @@ def _judge(registry: Registry, loaded: LoadedBundle, before: Entry | None, data:
     candidate = Answers(_scored(loaded, data, samples), loaded.bundle.threshold)
     current = None
     if theirs is not None:
-        logits_NK, own = _scored(theirs, data, samples), theirs.bundle.classes
-        threshold = theirs.bundle.threshold
-        if own != classes:
-            logits_NK = with_classes(logits_NK, own, classes)
-            threshold = None
+        own = theirs.bundle.classes
+        current = over_classes(Answers(_scored(theirs, data, samples), theirs.bundle.threshold), own, classes)
+        if len(own) != len(classes):
             tell(f"note: the current bundle knows {len(own)} classes and the candidate {len(classes)}; the largest "
                  "probability decides its labels")
-        current = Answers(logits_NK, threshold)
     return compare(candidate, current, samples.labels, samples.groups, classes, _experiment(loaded).evaluate,
                    terms.resamples)
 
@@ -236,7 +232,7 @@ def describe(entries: Sequence[dict[str, Any]], current: int | None) -> list[str
         what = f"restores {entry['restores']}"
         if judged is not None:
             one = judged["metrics"][judged["metric"]]
-            what = f"{judged['metric']} {one['candidate']:.4f}"
+            what = f"{judged['metric']} " + ("-" if one["candidate"] is None else f"{one['candidate']:.4f}")
             if one["difference"] is not None:
                 what += f" ({one['difference']:+.4f})"
             if judged["refused"]:

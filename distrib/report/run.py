@@ -10,7 +10,7 @@ from typing import Any
 from distrib import __version__
 from distrib.config import EvaluateConfig
 from distrib.data.fields import read_fields
-from distrib.data.manifest import Manifest, load_manifest
+from distrib.data.manifest import load_manifest
 from distrib.durable import replace_file
 from distrib.errors import ConfigError, DataError, storage_errors
 from distrib.evaluate import Scored, check_writable, classes_of, scored, some
@@ -38,19 +38,20 @@ def run_report(wishes: Wishes, tell: Tell = lambda _: None) -> dict[str, Any]:
     check_place(wishes.out, page, cards)
     check_alike(wishes.targets, wishes.data)
     several: list[Judged] = []
-    first: tuple[Manifest, EvaluateConfig, Levels] | None = None
+    first: tuple[Scored, EvaluateConfig, Levels] | None = None
     for letter, target in zip(LETTERS, wishes.targets, strict=False):
         tell(f"judging {target} on the {wishes.split} split")
         with scored(target, wishes.data, wishes.split, tell=tell) as one:
             if first is None:
                 config = one.subject.experiment.evaluate
-                first = one.manifest, config, _levels(one, subgroups)
-            _, config, levels = first
+                first = one, config, _levels(one, subgroups)
+            beside, config, levels = first
+            check_same(one, beside)
             resamples = config.bootstrap if wishes.bootstrap is None else wishes.bootstrap
             several.append(judge_target(letter, one, config, levels, wishes.errors // len(wishes.targets), resamples,
                                         tell))
     assert first is not None
-    content = Content(several, first[0], wishes.split, [wish.name for wish in subgroups], first[1].metric,
+    content = Content(several, first[0].manifest, wishes.split, [wish.name for wish in subgroups], first[1].metric,
                       datetime.now(UTC), __version__)
     text = render_page(content)
     with storage_errors(f"the report {page} could not be written", "there is no complete report"):
@@ -98,7 +99,7 @@ def _levels(one: Scored, wished: Sequence[Wish]) -> Levels:
 
 
 def check_alike(targets: Sequence[Path], data: Path | None) -> None:
-    """Raises DataError unless all targets can be judged on the same samples with the same classes; judges none."""
+    """Raises DataError unless all targets can be judged on the same dataset with the same classes; judges none."""
     if len(targets) == 1:
         return
     read = [classes_of(target) for target in targets]
@@ -115,3 +116,11 @@ def check_alike(targets: Sequence[Path], data: Path | None) -> None:
                 raise DataError(f"{target} and {targets[0]} are of different datasets",
                                 "their scores can not stand side by side, and nothing was judged",
                                 "name one dataset for all with --data")
+
+
+def check_same(one: Scored, first: Scored) -> None:
+    """Raises DataError unless a target was judged on the first one's samples."""
+    if one.samples.keys != first.samples.keys:  # views of one dataset have its seal
+        raise DataError(f"{one.target} and {first.target} were validated on different folds of the dataset, so on "
+                        "different samples", "their scores can not stand side by side",
+                        "compare them on the test split with --split test, or make a report of each")

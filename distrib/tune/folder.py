@@ -51,8 +51,13 @@ class StudyDir:
         """Where the lease of who begins the study lies."""
         return RunDir(self.root)
 
+    @property
+    def runs(self) -> Path:
+        """The trials' folders."""
+        return self.root / "trials"
+
     def run(self, number: int) -> RunDir:
-        return RunDir(self.root / "trials" / f"{number:04d}")
+        return RunDir(self.runs / f"{number:04d}")
 
     def experiment(self, number: int) -> Path:
         """What a trial is begun with."""

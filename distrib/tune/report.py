@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from distrib.children.claims import Claims
 from distrib.documents import to_yaml, with_values
 from distrib.durable import replace_file
-from distrib.errors import printable, storage_errors
+from distrib.errors import StorageError, printable, storage_errors
 from distrib.tune.draw import as_drawn
 from distrib.tune.folder import StudyDir
 from distrib.tune.study import Plan
@@ -51,6 +51,7 @@ def describe_trial(trial: FrozenTrial, plan: Plan, folder: StudyDir, claims: Cla
 def describe_study(study: OptunaStudy, plan: Plan, folder: StudyDir, claims: Claims) -> dict[str, Any]:
     """What `tune --json` prints. Raises OSError."""
     trials = study.get_trials(deepcopy=False)[:plan.study.trials]
+    _check_scores(trials, folder)
     best = best_trial(trials)
     rows = [describe_trial(trial, plan, folder, claims) for trial in trials]
     return {
@@ -63,6 +64,16 @@ def describe_study(study: OptunaStudy, plan: Plan, folder: StudyDir, claims: Cla
         "importances": importances(study, trials),
         "trials": rows,
     }
+
+
+def _check_scores(trials: Sequence[FrozenTrial], folder: StudyDir) -> None:
+    """Raises StorageError for a score that is none: no training has one."""
+    for trial in trials:
+        scores = [*(trial.values or ()), *trial.intermediate_values.values()]
+        if not all(isinstance(score, int | float) and math.isfinite(score) for score in scores):
+            raise StorageError(f"the storage of {folder.root} is damaged: trial {trial.number} has a score that is no "
+                               "finite number", "it can not be told which trial is best",
+                               "restore it from a backup, or begin a study in another folder")
 
 
 def best_trial(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:

@@ -21,13 +21,14 @@ from distrib.children.claims import Claims
 from distrib.children.cores import divide, usable_cores
 from distrib.children.training import CLUSTER, stop_requests
 from distrib.durable import replace_file
-from distrib.errors import ConfigError, counted, storage_errors
+from distrib.errors import CheckpointError, ConfigError, StorageError, counted, storage_errors
 from distrib.tune.draw import SeededByTrial, as_stored, draw
 from distrib.tune.folder import StudyDir, settle_study
 from distrib.tune.job import Job
 from distrib.tune.report import describe_study, experiment_text, show, write_best
 from distrib.tune.storage import describe, open_storage, storage_trouble
 from distrib.tune.study import Plan
+from distrib.tune.training import check_begun
 
 Tell = Callable[[str], None]
 
@@ -51,7 +52,7 @@ def run_tune(plan: Plan, tell: Tell, *, host: str, at_once: int, worker: bool) -
         with _begun(folder), claims.held(folder.lock):
             storage = open_storage(storage_name, folder.journal)
             identity = settle_study(folder, plan, shown)
-            study = _open_study(plan, storage, identity, shown)
+            study = open_study(plan, storage, identity, shown)
             replace_file(folder.cluster, CLUSTER)
         session = _Session(plan, folder, study, storage, claims, tell, at_once)
         session.run(stop_wanted, worker)
@@ -84,7 +85,7 @@ def read_report(plan: Plan, *, host: str) -> dict[str, Any]:
         raise ConfigError(f"{folder.root} is no study", "there is nothing to show", "start it without --show")
     identity = settle_study(folder, plan, describe(storage_name))
     with storage_trouble(storage_name, folder.journal):
-        study = _open_study(plan, open_storage(storage_name, folder.journal), identity, describe(storage_name),
+        study = open_study(plan, open_storage(storage_name, folder.journal), identity, describe(storage_name),
                             reads=True)
         claims = Claims(host, plan.base.comm.silence_s)
         claims.make_sure([folder.claim(trial.number) for trial in study.get_trials(deepcopy=False)
@@ -92,15 +93,23 @@ def read_report(plan: Plan, *, host: str) -> dict[str, Any]:
         return {**describe_study(study, plan, folder, claims), "signal": 0}
 
 
-def _open_study(plan: Plan, storage: BaseStorage, identity: str, shown: str, *, reads: bool = False) -> optuna.Study:
+def open_study(plan: Plan, storage: BaseStorage, identity: str, shown: str, *, reads: bool = False) -> optuna.Study:
     """The study in its storage, with all its trials, of which the first is the base experiment.
 
-    Raises ConfigError if the storage holds another by that name.
+    Raises ConfigError if the storage holds another by that name, StorageError if it has lost this one.
     """
     pruner: BasePruner = NopPruner()
     if plan.study.pruning is not None:
         pruner = SuccessiveHalvingPruner(min_resource=plan.study.pruning.min_epochs,
                                          reduction_factor=plan.study.pruning.reduction)
+    if plan.name not in optuna.get_all_study_names(storage):
+        if any(StudyDir(plan.folder).runs.glob("*")):
+            raise StorageError(f"the {shown} holds no study named {plan.name}, and {plan.folder} has trials of it",
+                               "what they tried is not known, so the study was not continued",
+                               "restore the storage from a backup, or begin a study in another folder")
+        if reads:
+            raise ConfigError(f"the study in {plan.folder} has no trials yet", "there is nothing to show",
+                              "start it without --show")
     study = optuna.create_study(storage=storage, sampler=SeededByTrial(plan.study), pruner=pruner,
                                 study_name=plan.name, direction="maximize", load_if_exists=True)
     if study.user_attrs.get(_IDENTITY, identity) != identity or (
@@ -170,7 +179,7 @@ class _Session:
             self._jobs[place] = job
             try:
                 self._prepare(job)
-            except ConfigError as error:
+            except (ConfigError, CheckpointError) as error:
                 job.failed = error.one_line()
             return False
         self._look_at = time.monotonic() + LOOK_S
@@ -180,13 +189,17 @@ class _Session:
         return max(1, sum(1 for core in self._cores if set(core) <= set(self._shares[place])))
 
     def _prepare(self, job: Job) -> None:
-        """Settle what a trial is, as whoever had it before would have. Raises ConfigError, StorageError."""
+        """Settle what a trial is, as whoever had it before would have. Raises CheckpointError, ConfigError,
+        StorageError."""
         plan, folder = self._plan, self._folder
         only = plan.base_values if job.number == 0 else None
         values = draw(job.trial, plan.study.keys, only)
         run = folder.run(job.number)
         took_up = run.experiment.exists()
-        job.prepare(plan.experiment(values), run, len(plan.manifest.samples("train")))
+        experiment = plan.experiment(values)
+        if took_up:
+            check_begun(run, experiment)
+        job.prepare(experiment, run, len(plan.manifest.samples("train")))
         if not took_up:
             with storage_errors("a trial's experiment could not be written", "the study stopped"):
                 replace_file(folder.experiment(job.number), experiment_text(plan, values))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import warnings
@@ -68,9 +67,6 @@ def storage_trouble(storage: str, journal: Path) -> Iterator[None]:
         reason = getattr(error, "orig", None) or error
         raise StorageError(f"the {describe(storage)} does not work: {_without_secrets(storage, reason)}", _KEPT,
                            "check that it runs, and that user and password are right") from None
-    except json.JSONDecodeError as error:
-        raise StorageError(f"the journal {journal} is damaged: {error}", "the study was not continued",
-                           "restore it from a backup") from error
 
 
 def _url(storage: str) -> URL:
@@ -123,8 +119,19 @@ def _open_journal(path: Path) -> BaseStorage:
             mend(path)
             return got
 
+    class CheckedJournal(JournalStorage):
+        """A journal of which a record that can not be read is told as damage, whatever optuna trips over."""
+
+        def _sync_with_backend(self) -> None:
+            try:
+                super()._sync_with_backend()
+            except (ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
+                raise StorageError(f"the journal {path} is damaged: a record of it can not be read "
+                                   f"({type(error).__name__}: {error})", "the study was not continued",
+                                   "restore it from a backup, or begin a study in another folder") from error
+
     # The path is absolute: the lock is a symbolic link to it, and its age is that of what it leads to.
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=MendingLock(str(path))))
+    return CheckedJournal(JournalFileBackend(str(path), lock_obj=MendingLock(str(path))))
 
 
 def mend(path: Path) -> None:

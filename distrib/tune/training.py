@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from distrib.config import Experiment
+from distrib.config import Experiment, load_run_experiment
 from distrib.data.order import num_steps
-from distrib.errors import DivergedError
+from distrib.errors import ConfigError, DivergedError, StorageError
 from distrib.rundir import RunDir
+from distrib.train.settle import FREE, differences, with_precision
 
 TRIES = 3
 """Starts in a row of a trial that is killed each time without having come further."""
@@ -62,13 +64,23 @@ class Metrics:
         self._inode, self._offset, self._last_step = 0, 0, 0
 
     def read(self) -> Iterator[Validation]:
-        """Those that came since the last call."""
-        for record in self._records():
-            if record.get("event") == "validation" and record["step"] > self._last_step:
-                self._last_step = record["step"]
-                yield Validation(record["step"] * self._batch // self._samples, record["validation"]["score"])
+        """Those that came since the last call. Raises StorageError."""
+        for line in self._lines():
+            try:
+                record = json.loads(line)
+                if record.get("event") != "validation" or record["step"] <= self._last_step:
+                    continue
+                step, score = int(record["step"]), float(record["validation"]["score"])
+                if not math.isfinite(score):
+                    raise ValueError(f"a score of {score}")
+            except (ValueError, TypeError, LookupError, AttributeError) as error:
+                raise StorageError(f"{self._path} is damaged: a validation in it can not be read ({error})",
+                                   "the study stopped",
+                                   f"restore it, or remove {self._path.parent} to train that trial anew") from error
+            self._last_step = step
+            yield Validation(step * self._batch // self._samples, score)
 
-    def _records(self) -> Iterator[dict[str, Any]]:
+    def _lines(self) -> Iterator[bytes]:
         try:
             with self._path.open("rb") as file:
                 status = os.fstat(file.fileno())
@@ -80,9 +92,21 @@ class Metrics:
                         return
                     self._offset += len(line)
                     if b'"validation"' in line:
-                        yield json.loads(line)
+                        yield line
         except FileNotFoundError:
             return
+
+
+def check_begun(run: RunDir, experiment: Experiment) -> None:
+    """Raises ConfigError if a run was begun with another experiment than this, CheckpointError if it is damaged."""
+    begun = load_run_experiment(run)
+    if experiment.train.precision == "auto":  # whatever it meant where the run was begun
+        experiment = with_precision(experiment, begun.train.precision)
+    changed = [name for name in differences(begun.model_dump(mode="json"), experiment.model_dump(mode="json"))
+               if not name.startswith(FREE)]
+    if changed:
+        raise ConfigError(f"{run.root} was begun with another {', '.join(changed)} than the study's storage holds",
+                          "its score would be told of what was not trained", "restore the storage from a backup")
 
 
 def total_epochs(experiment: Experiment, num_samples: int) -> int:
@@ -93,12 +117,16 @@ def total_epochs(experiment: Experiment, num_samples: int) -> int:
 
 
 def result_score(run: RunDir) -> float | None:
-    """The best score of a run that has finished; None of one that has not. Raises ValueError, OSError."""
+    """The best score of a run that has finished; None of one that has not. Raises ValueError, TypeError, KeyError,
+    OSError."""
     try:
         result = json.loads(run.result.read_bytes())
     except FileNotFoundError:
         return None
-    return float(result["best_score"])
+    score = float(result["best_score"])
+    if not math.isfinite(score):
+        raise ValueError(f"its best_score is {score}")
+    return score
 
 
 def last_checkpoint(run: RunDir) -> int:

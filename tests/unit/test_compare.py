@@ -7,9 +7,10 @@ import pytest
 
 from distrib.config import EvaluateConfig
 from distrib.data.manifest import Manifest, Shard, ShardIndex, Split, SplitSamples
-from distrib.errors import DataError
+from distrib.decision import Threshold
+from distrib.errors import ConfigError, DataError
 from distrib.registry import frozen
-from distrib.registry.compare import Answers, check_known, compare, refusal, with_classes
+from distrib.registry.compare import Answers, check_known, check_metric, compare, over_classes, refusal
 from distrib.registry.entry import Compared
 from distrib.scoring import Logits
 
@@ -80,13 +81,29 @@ def test_a_metric_without_a_value_decides_nothing() -> None:
         refusal(compared(0, 0, 0), "auroc", 0.0, False)
 
 
+def test_a_metric_that_the_candidate_has_no_value_of_can_not_begin_a_registry() -> None:
+    none = Compared(candidate=None, current=None, difference=None, low=None, high=None)
+    with pytest.raises(DataError, match="auroc is not defined"):
+        check_metric({"auroc": none}, "auroc")
+    with pytest.raises(ConfigError, match="Choose one of auroc"):
+        check_metric({"auroc": none}, "x")
+
+
 def test_a_class_that_a_model_does_not_know_has_no_probability() -> None:
     logits: Logits = np.array([[1, 2]], dtype=np.float32)
-    padded = with_classes(logits, ("b", "a"), CLASSES)
-    assert padded[0].argmax() == 0
-    assert np.exp(padded[0, 2] - padded[0, 0]) == 0
+    threshold = Threshold(value=0.1, positive_class="a", sensitivity=1, specificity=1, num_samples=1)
+    padded = over_classes(Answers(logits, threshold), ("b", "a"), CLASSES)
+    assert padded.logits_NK[0].argmax() == 0
+    assert np.exp(padded.logits_NK[0, 2] - padded.logits_NK[0, 0]) == 0
+    assert padded.threshold is None
     with pytest.raises(DataError, match="knows the class 'x'"):
         check_known(("a", "x"), CLASSES)
+
+
+def test_a_threshold_stays_where_only_the_order_of_the_classes_differs() -> None:
+    threshold = Threshold(value=0.1, positive_class="a", sensitivity=1, specificity=1, num_samples=1)
+    turned = over_classes(Answers(np.array([[1, 2]], dtype=np.float32), threshold), ("b", "a"), ("a", "b"))
+    assert (turned.logits_NK.tolist(), turned.threshold) == ([[2, 1]], threshold)
 
 
 def shard(split: Split, version: int, groups: str, crc: int) -> Shard:

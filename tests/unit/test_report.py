@@ -10,21 +10,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distrib.config import EvaluateConfig, Experiment
+from distrib.config import DataConfig, EvaluateConfig, Experiment, ModelConfig
+from distrib.data.folds import load_view
 from distrib.data.manifest import DatasetRecord
+from distrib.data.transform import EvalTransform
 from distrib.decision import softmax
 from distrib.documents import validate
 from distrib.errors import CheckpointError, ConfigError, DataError
+from distrib.evaluate import Scored, Subject
 from distrib.metrics import calibration_error, measure
 from distrib.report.curves import calibration_bins, class_curves
 from distrib.report.history import in_buckets, read_history, time_split
 from distrib.report.mistakes import worst
-from distrib.report.run import check_place, paths, run_report
+from distrib.report.run import check_place, check_same, paths, run_report
 from distrib.report.subgroups import NOT_GIVEN, Wish, judge_levels, parse_wish, split_levels
 from distrib.report.thresholds import asked_for, for_sensitivity, for_specificity, operating_points
 from distrib.report.wishes import check_wishes
 from distrib.report.words import markdown, signed, with_interval
 from distrib.rundir import RunDir
+from tests.conftest import write_dataset
 
 CLASSES = ("benign", "melanoma")
 
@@ -191,6 +195,26 @@ def test_words() -> None:
     assert with_interval(0.5, {"low": 0.25, "high": 0.75}) == "0.500 (0.250 to 0.750)"
     assert with_interval(None, None) == "-"
     assert markdown("a|b*c_d[e](f)<script>&`\u202e") == r"a\|b\*c\_d\[e\](f)&lt;script\>&amp;\`\\u202e"
+
+
+def test_folds_of_one_dataset_do_not_stand_side_by_side(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "data", train=24, val=12, classes=2)
+
+    def one(name: str, **folds: int) -> Scored:
+        data = DataConfig(dataset=dataset, **folds)  # type: ignore[arg-type]
+        manifest = load_view(data)
+        experiment = Experiment(data=data, model=ModelConfig(name="small_cnn"))
+        subject = Subject(lambda images: np.zeros((len(images), 2), np.float32), 1, experiment, manifest.classes, None,
+                          EvalTransform(8, 1.0), {})
+        samples = manifest.samples("val")
+        return Scored(Path(name), subject, dataset, manifest, samples, np.zeros((len(samples), 2), np.float32))
+
+    first = one("a", folds=3, fold=0)
+    check_same(one("b", folds=3, fold=0), first)
+    for other in (one("b", folds=3, fold=1), one("b")):
+        assert len(other.samples) == len(first.samples)
+        with pytest.raises(DataError, match="different folds"):
+            check_same(other, first)
 
 
 def test_where_the_files_go(tmp_path: Path) -> None:

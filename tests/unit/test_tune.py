@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,16 @@ from distrib.children.training import num_ranks
 from distrib.config import Experiment, load_experiment
 from distrib.documents import read_yaml, validate
 from distrib.elastic.lease import Lease
-from distrib.errors import ConfigError, DistribError
+from distrib.errors import ConfigError, DistribError, StorageError
 from distrib.rundir import RunDir
 from distrib.tune.draw import SeededByTrial, as_drawn, as_stored, draw
 from distrib.tune.folder import StudyDir, settle_study
-from distrib.tune.report import describe_trial, experiment_text, report_lines
+from distrib.tune.report import describe_study, describe_trial, experiment_text, report_lines
+from distrib.tune.run import open_study
 from distrib.tune.space import Axis, base_values, corners, in_order, is_active, number_type
 from distrib.tune.storage import describe, mend, open_storage
 from distrib.tune.study import Plan, Study, load_plan
-from distrib.tune.training import Metrics, judge, total_epochs
+from distrib.tune.training import Metrics, check_begun, judge, result_score, total_epochs
 
 KEYS = """\
 keys:
@@ -230,6 +232,58 @@ def test_validations_are_read_once_also_from_a_file_written_anew(tmp_path: Path)
     assert [seen.epochs for seen in metrics.read()] == [3]
     assert total_epochs(base, 40) == 3
     assert [num_ranks(base, cores) for cores in (1, 2, 64)] == [1, 2, 8]
+
+
+@pytest.mark.parametrize("line", [b'{"event": "validation"', b'{"event": "validation", "step": 3}',
+                                  b'["validation"]', b'{"event": "validation", "step": "x", "validation": {}}',
+                                  b'{"event": "validation", "step": 3, "validation": {"score": NaN}}',
+                                  b'{"event": "validation", "\xff": 0}'])
+def test_damaged_records_of_a_trial_are_named(tmp_path: Path, line: bytes) -> None:
+    run = RunDir(tmp_path)
+    base = Experiment.model_validate({"data": {"dataset": "d"}, "model": {"name": "m"}})
+    run.metrics.write_bytes(line + b"\n")
+    with pytest.raises(StorageError, match=r"metrics\.jsonl is damaged"):
+        list(Metrics(run, base, 40).read())
+    run.result.write_text('{"best_score": NaN}')
+    with pytest.raises(ValueError, match="nan"):
+        result_score(run)
+
+
+def test_a_trial_that_was_begun_with_other_values_is_not_gone_on_with(load: Load, tmp_path: Path) -> None:
+    run, plan = RunDir(tmp_path / "run"), load(KEYS, "train.precision=auto")
+    run.root.mkdir()
+    begun = plan.experiment({"train.lr": 0.02, "train.precision": "bf16", "comm.timeout_s": 9})
+    run.experiment.write_bytes(begun.to_bytes())
+    check_begun(run, plan.experiment({"train.lr": 0.02}))
+    with pytest.raises(ConfigError, match=r"begun with another train\.lr than"):
+        check_begun(run, plan.experiment({"train.lr": 0.03}))
+
+
+@pytest.mark.parametrize(("old", "new"), [(b"op_code", b"op_c\xffde"), (b'"op_code":4', b'"op_code":99'),
+                                          (b'{"op_code":4', b'[{"op_code":4}]\n{"op_code":4'), (b":4,", b":4,,"),
+                                          (b'"study_id":0', b'"study_id":' + b"9" * 5000)])
+def test_a_damaged_journal_is_named(load: Load, tmp_path: Path, old: bytes, new: bytes) -> None:
+    journal = tmp_path / "journal.jsonl"
+    open_study(load(), open_storage("journal", journal), "id", "journal")
+    assert old in journal.read_bytes()
+    journal.write_bytes(journal.read_bytes().replace(old, new, 1))
+    with pytest.raises(StorageError, match=r"the journal .*journal\.jsonl is damaged"):
+        open_storage("journal", journal)
+
+
+def test_a_study_whose_records_are_lost_or_wrong_is_not_gone_on_with(load: Load, tmp_path: Path) -> None:
+    plan, storage = replace(load(), folder=tmp_path / "study"), open_storage("journal", tmp_path / "journal.jsonl")
+    with pytest.raises(ConfigError, match="has no trials yet"):
+        open_study(plan, storage, "id", "journal", reads=True)
+    StudyDir(plan.folder).run(0).root.mkdir(parents=True)
+    with pytest.raises(StorageError, match=r"holds no study named my-study, and .* has trials of it"):
+        open_study(plan, storage, "id", "journal")
+    StudyDir(plan.folder).run(0).root.rmdir()
+    study = open_study(plan, storage, "id", "journal")
+    trial = study.ask()
+    trial.report(float("nan"), 1)
+    with pytest.raises(StorageError, match="trial 0 has a score that is no finite number"):
+        describe_study(study, plan, StudyDir(plan.folder), Claims("a", 5.0))
 
 
 def test_cores_are_divided_evenly() -> None:
