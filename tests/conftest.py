@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
+import hypothesis
 import numpy as np
 import pytest
 
@@ -25,6 +26,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # A script that runs in the background, or under nohup, has them ignored, and so would all that tests start and signal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("distrib")
+hypothesis.settings.load_profile("distrib")
 
 
 def draw_image(label: int, rng: np.random.Generator, side: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

@@ -61,7 +61,7 @@ def test_a_whole_bundle_loads(bundle: Path) -> None:
         loaded.choose("torch")
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_flipped_bit_is_found(bundle: Path, data: st.DataObject) -> None:
     path = bundle / data.draw(st.sampled_from([FILE_NAME, "model.onnx", "model.xml", "model.bin"]))
@@ -78,7 +78,7 @@ def test_any_flipped_bit_is_found(bundle: Path, data: st.DataObject) -> None:
     load_bundle(bundle)
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_file_cut_off_is_found(bundle: Path, data: st.DataObject) -> None:
     path = bundle / data.draw(st.sampled_from([FILE_NAME, "model.onnx", "model.bin"]))

@@ -172,7 +172,7 @@ def test_any_flipped_byte_is_found_named_and_passed_over(run: RunDir) -> None:
     path = write_checkpoint(run, made(2, ema=True))
     whole = {file.name: file.read_bytes() for file in path.iterdir()}
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(name=st.sampled_from(sorted(whole)), place=st.integers(0, 10**6), change=st.integers(1, 255))
     def found_out(name: str, place: int, change: int) -> None:
         content = bytearray(whole[name])
@@ -606,7 +606,7 @@ def test_progress_that_is_no_json_is_refused_before_the_thread(begun: RunDir) ->
     assert steps(begun) == []
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8), st.tuples(
     st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
                      torch.int8, torch.uint8, torch.bool]), st.lists(st.integers(0, 3), max_size=4)), max_size=5))

@@ -54,7 +54,7 @@ def test_every_png_mode_gives_three_channels(mode: str) -> None:
         np.testing.assert_array_equal(decoded, np.repeat(expected[:, :, None], 3, axis=2))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(height=st.integers(1, 90), width=st.integers(1, 90), kind=st.sampled_from(["jpg", "png"]),
        shrink=st.floats(0.3, 40))
 def test_a_shrunk_image_is_never_smaller_than_asked(height: int, width: int, kind: str, shrink: float) -> None:

@@ -85,7 +85,7 @@ def test_what_is_refused_and_where(text: str, place: str, reason: str) -> None:
     assert reason in fact
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.text(st.sampled_from("ab01.eE+-_:?,[]{}&*!#|>'\"%@` \n\t~<=xn"), max_size=24))
 @example("? [a]")
 @example("a: =")

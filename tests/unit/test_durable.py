@@ -34,7 +34,7 @@ BODY = {"classes": ["benign", "mélanome"], "label": 1, "zeros": "0" * 64}
 RAW = seal("distrib-dataset/1", BODY)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.dictionaries(st.sampled_from("abcd"), values), st.sampled_from([None, 1, 2]))
 def test_a_sealed_document_comes_back_as_it_was(body: dict[str, Any], indent: int | None) -> None:
     raw = seal("some/1", body, indent=indent)
@@ -46,7 +46,7 @@ def test_a_sealed_document_comes_back_as_it_was(body: dict[str, Any], indent: in
     assert json.loads(raw) == document
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, len(RAW) - 1), st.integers(1, 255))
 def test_any_changed_byte_is_found(place: int, change: int) -> None:
     damaged = bytearray(RAW)

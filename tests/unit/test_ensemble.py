@@ -73,7 +73,7 @@ def test_greedy_takes_what_helps_most_and_stops_at_the_best() -> None:
     assert what_each_adds(votes_MNK, np.array([1.0, 0, 0, 0]), score) == [None, 0.0, 0.0, 0.0]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10_000))
 def test_greedy_is_no_worse_than_the_best_member(seed: int) -> None:
     logits_MNK, labels_N = made(seed=seed, num_samples=40)
@@ -191,7 +191,7 @@ def test_the_module_computes_what_was_decided_with(tta: str, positive: int | Non
 
 
 @given(small=st.integers(1, 40), more=st.integers(0, 40))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_shrinking_is_a_mean(small: int, more: int) -> None:
     weights = area_weights(small + more, small)
     np.testing.assert_allclose(weights.sum(axis=1), 1)

@@ -27,7 +27,7 @@ def exact_sum(lanes: list[torch.Tensor], exponent: int) -> torch.Tensor:
     return total
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**31), st.integers(1, 70_000), st.integers(-60, 30))
 def test_the_sum_of_lanes_has_no_order(seed: int, count: int, magnitude: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -49,7 +49,7 @@ def rows(manifest: Manifest, split: Split) -> list[tuple[str, str, int, int]]:
             for row in zip(shard.index.key, shard.index.group, shard.index.label, shard.index.offset, strict=True)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(manifest=manifests(), folds=st.integers(2, 4), seed=st.integers(0, 99), over=st.sampled_from(
     ("train+val", "train")))
 def test_laws(manifest: Manifest, folds: int, seed: int, over: str) -> None:

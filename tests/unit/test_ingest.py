@@ -164,7 +164,7 @@ def test_cmyk_jpeg_is_the_same_as_pillow_shows() -> None:
     assert np.abs(canonical.pixels.astype(int) - expected).max() <= 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(height=st.integers(1, 90), width=st.integers(1, 90), resize=st.integers(1, 60), jpeg=st.booleans())
 def test_resize_sets_the_shorter_side_and_never_enlarges(height: int, width: int, resize: int, jpeg: bool) -> None:
     raw = encoded(Image.fromarray(scene(height, width)), "JPEG" if jpeg else "PNG")
@@ -311,7 +311,7 @@ def test_32_bit_integers_are_refused() -> None:
     assert "32-bit" in refusal(encoded(Image.fromarray(np.full((4, 4), 70000, np.int32)), "TIFF"))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data(), format=st.sampled_from(["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP"]))
 def test_random_damage_never_ends_in_another_error(data: st.DataObject, format: str) -> None:
     raw = bytearray(encoded(Image.fromarray(scene()), format))
@@ -347,7 +347,7 @@ def test_canonical_images_of_others() -> None:
             decode_canonical(raw, "it")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data(), format=st.sampled_from(["JPEG", "PNG"]))
 def test_what_is_accepted_of_others_is_what_the_stream_reads(data: st.DataObject, format: str) -> None:
     raw = bytearray(encoded(Image.fromarray(scene()), format))

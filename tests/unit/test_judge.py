@@ -6,7 +6,7 @@ import statistics
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from launch.cluster import Cluster
@@ -200,7 +200,6 @@ def test_every_finding_says_why_and_what_to_do() -> None:
             assert finding.remedy
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from([what for what in DEFECTS if what != "probe"]), min_size=4, max_size=4, unique=True),
        st.permutations(range(10)))
 def test_four_defects_on_four_of_ten_nodes(whats: list[str], ranks: list[int]) -> None:

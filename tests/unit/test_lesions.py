@@ -158,7 +158,7 @@ def test_the_seed_alone_decides(tmp_path: Path) -> None:
     assert tree(tmp_path / "a") != tree(tmp_path / "c")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(7, 20000))
 def test_classes_sum_to_the_number_asked_for(total: int) -> None:
     shares = {dx: images / lesions.HAM_IMAGES for dx, (images, _) in lesions.HAM_COUNTS.items()}
@@ -168,7 +168,7 @@ def test_classes_sum_to_the_number_asked_for(total: int) -> None:
     assert all(abs(counts[dx] - shares[dx] * total) < 7 for dx in shares)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 200), st.integers(0, 500), st.booleans())
 def test_pictures_spread_within_bounds(parts: int, extra: int, uneven: bool) -> None:
     total = min(parts + extra, 6 * parts)

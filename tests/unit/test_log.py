@@ -36,7 +36,7 @@ def test_lines_after_the_resumed_step_are_dropped(tmp_path: Path) -> None:
     assert kept(path, b"", 5) == b""
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cut=st.integers(1, len(line(3)) - 1))
 def test_a_torn_last_line_is_dropped_wherever_it_was_torn(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
     path = tmp_path_factory.mktemp("log") / "metrics.jsonl"

@@ -120,7 +120,7 @@ def test_agrees_with_scikit_learn(num_classes: int) -> None:
         assert report["per_class"][name]["support"] == expected[name]["support"]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 1000), st.sampled_from([2, 4]))
 def test_order_of_samples_does_not_matter(seed: int, num_classes: int) -> None:
     logits, labels = random_case(30, num_classes, seed)
@@ -136,7 +136,7 @@ def test_order_of_samples_does_not_matter(seed: int, num_classes: int) -> None:
     assert _rounded(one) == _rounded(other)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 1000), st.floats(0.1, 5), st.floats(-3, 3))
 def test_ranking_metrics_ignore_monotone_changes_of_the_score(seed: int, scale: float, shift: float) -> None:
     logits, labels = random_case(40, 2, seed)
@@ -203,7 +203,7 @@ def test_validate_records_a_threshold_and_goodness_knows_the_direction() -> None
 WEIGHTED = st.lists(st.tuples(st.integers(0, 6), st.booleans(), st.integers(0, 3)), min_size=4, max_size=30)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(WEIGHTED, st.sampled_from([0.0, 0.5, 0.8]))
 def test_weighted_curves_agree_with_scikit_learn(samples: list[tuple[int, bool, int]], floor: float) -> None:
     scores = np.array([score / 6 for score, _, _ in samples])

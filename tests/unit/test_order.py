@@ -31,7 +31,7 @@ def read(order: Order, lanes: int, steps: int) -> list[tuple[int, int]]:
     return pairs
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shuffled(), st.integers(1, 3))
 def test_every_sample_is_read_exactly_once_an_epoch(made: tuple[ShuffledOrder, list[int], int, int],
                                                     epochs: int) -> None:
@@ -46,7 +46,7 @@ def test_every_sample_is_read_exactly_once_an_epoch(made: tuple[ShuffledOrder, l
     assert sum(pairs.values()) == num_steps(total, epochs, lanes * lane_batch) * lanes * lane_batch
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shuffled(), st.integers(0, 20))
 def test_a_batch_is_a_function_of_step_and_lane_alone(made: tuple[ShuffledOrder, list[int], int, int],
                                                       step: int) -> None:
@@ -57,7 +57,7 @@ def test_a_batch_is_a_function_of_step_and_lane_alone(made: tuple[ShuffledOrder,
     assert fresh == [order.batch(step, lane).samples.tolist() for lane in range(lanes)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shards=sizes, lanes=st.integers(1, 6), window=st.integers(1, 5), seed=st.integers(0, 1000))
 def test_a_lane_reads_few_shards_at_a_time_and_returns_to_none(shards: list[int], lanes: int, window: int,
                                                               seed: int) -> None:
@@ -112,7 +112,7 @@ def balanced(draw: st.DrawFn) -> tuple[BalancedOrder, list[int], int, int]:
     return order, mixed, lanes, lane_batch
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(balanced(), st.integers(1, 12))
 def test_balanced_order_draws_classes_equally_and_each_class_evenly(made: tuple[BalancedOrder, list[int], int, int],
                                                                     steps: int) -> None:
@@ -154,7 +154,7 @@ def test_a_reading_plan_has_every_step_of_every_lane_once_and_lanes_whole_in_the
         assert {len(together) for together in taken} <= {1}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 30), st.integers(1, 30), st.floats(0.01, 0.99), st.integers(1, 5), st.integers(1, 7),
        st.booleans(), st.integers(0, 99))
 def test_old_and_new_are_mixed_as_stated_and_each_is_read_evenly(

@@ -38,7 +38,7 @@ def read(work: PackedFixedPoint, total: Tensor, count: int, factor: float = 1.0)
 
 
 @FIELDS
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(rows=st.lists(st.lists(st.integers(-4000, 4000), min_size=11, max_size=11), min_size=1, max_size=8),
        count=st.integers(0, 11))
 def test_integers_add_exactly_whatever_their_signs(fields: int, rows: list[list[int]], count: int) -> None:
@@ -48,7 +48,7 @@ def test_integers_add_exactly_whatever_their_signs(fields: int, rows: list[list[
 
 
 @FIELDS
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**31), count=st.integers(1, 3000))
 def test_the_sum_has_no_order_and_each_lane_is_off_by_less_than_a_unit(fields: int, seed: int, count: int) -> None:
     work, generator = ALONE[fields], torch.Generator().manual_seed(seed)

@@ -37,7 +37,7 @@ def labelled(draw: st.DrawFn) -> tuple[list[str], list[int], list[str]]:
     return groups, labels, [f"class {c}" for c in range(num_classes)]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=labelled(), seed=st.integers(0, 1000), shuffle=st.randoms(use_true_random=False))
 def test_laws(data: tuple[list[str], list[int], list[str]], seed: int, shuffle: random.Random) -> None:
     groups, labels, classes = data
@@ -56,7 +56,7 @@ def test_laws(data: tuple[list[str], list[int], list[str]], seed: int, shuffle: 
     assert again == by_group, "the order of the samples must not matter"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(sizes=st.lists(st.integers(1, 4), min_size=40, max_size=200), seed=st.integers(0, 99))
 def test_proportions_are_as_near_as_groups_allow(sizes: list[int], seed: int) -> None:
     groups = [f"g{g}" for g, size in enumerate(sizes) for _ in range(size)]

@@ -160,7 +160,7 @@ def described(shape: Shape) -> Topology:
                     shape.caches_per_socket)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(small_shapes)
 def test_a_described_machine_is_the_machine(shape: Shape) -> None:
     in_blocks = replace(shape, numbering="blocks")
@@ -175,7 +175,7 @@ def by_core(machine: Topology, wishes: Wishes) -> list[object]:
             for where in place(machine, count_ranks(machine, wishes), wishes).places]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(small_shapes, st.integers(0, 2))
 def test_a_described_machine_is_shared_out_as_the_machine_however_it_is_numbered(shape: Shape, comm: int) -> None:
     # A node's caches come in the order of their first CPU, which is that of its cores unless nodes share caches.

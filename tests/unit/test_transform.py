@@ -78,7 +78,7 @@ def test_an_integer_shift_is_exact_and_beyond_the_border_the_image_is_reflected(
         np.testing.assert_array_equal(seen, around[top + 12 : top + 28, left + 12 : left + 28])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.data())
 def test_every_output_pixel_shows_its_place_in_the_source(data: st.DataObject) -> None:
     height, width = data.draw(st.integers(40, 120)), data.draw(st.integers(40, 120))
