@@ -45,7 +45,7 @@ def check(start: Start, action: str, phase: str, count: int, shared_memory: bool
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("shared_memory", [True, False])
+@pytest.mark.parametrize("shared_memory", [True, pytest.param(False, marks=pytest.mark.soak)])
 def test_five_kills(start: Start, shared_memory: bool) -> None:
     check(start, "kill", "both", 5, shared_memory)
 

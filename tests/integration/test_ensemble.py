@@ -208,7 +208,7 @@ def test_one_that_differs_is_named(place: Path, tmp_path: Path, monkeypatch: pyt
 
 def test_folds_go_on_where_they_were_killed(place: Path, tmp_path: Path, start: Start) -> None:
     runs = tmp_path / "runs"
-    command = [PYTHON, "-m", "distrib", "ensemble", place / "experiment.yaml", "--folds", "3", "--run", runs, "--out",
+    command = [PYTHON, "-m", "distrib", "ensemble", place / "experiment.yaml", "--folds", "2", "--run", runs, "--out",
                tmp_path / "bundle", "--format", "onnx", "--samples", "8", "--json"]
     first = start(*command)
     until = time.monotonic() + 200
@@ -223,13 +223,13 @@ def test_folds_go_on_where_they_were_killed(place: Path, tmp_path: Path, start: 
     again = start(*command)
     out, err = again.communicate(timeout=250)
     assert again.returncode == 0, err
-    assert "fold 0 of 3 is trained already" in err
+    assert "fold 0 of 2 is trained already" in err
     assert (runs / "fold-0/result.json").stat().st_mtime_ns == before
     members = json.loads(out)["ensemble"]["members"]
-    assert [(member["fold"], member["run"]) for member in members] == [(i, str(runs / f"fold-{i}")) for i in range(3)]
+    assert [(member["fold"], member["run"]) for member in members] == [(i, str(runs / f"fold-{i}")) for i in range(2)]
     data = load_run_experiment(RunDir(runs / "fold-1")).data
-    assert (data.folds, data.fold) == (3, 1)
-    undisturbed = train(place / "experiment.yaml", tmp_path / "alone", "data.folds=3", "data.fold=1", "seed=1")
+    assert (data.folds, data.fold) == (2, 1)
+    undisturbed = train(place / "experiment.yaml", tmp_path / "alone", "data.folds=2", "data.fold=1", "seed=1")
     assert load_trained(RunDir(undisturbed), quiet).weights_sha256 == members[1]["weights_sha256"]
     val = fold_view(load_manifest(place / "blind"), data).samples("val")
     assert not set(val.groups) & set(fold_view(load_manifest(place / "blind"), data).samples("train").groups)

@@ -63,7 +63,7 @@ HUNDRED = ("--set", "train.steps=100", "--set", "evaluate.every_epochs=10", "--s
 def test_every_world_size_trains_the_same_model(start: Start, experiment: Path, tmp_path: Path, optimizer: str,
                                                 precision: str, sampling: str, reduction: str) -> None:
     results, ledgers = {}, {}
-    for size in (1, 2, 3, 5) if reduction == "exact" else (1, 3):  # each word has its unit tests, too
+    for size in (1, 2, 3) if reduction == "exact" else (1, 3):  # each word has its unit tests, too
         results[size] = train(start, size, experiment, *HUNDRED, "--set", f"train.optimizer={optimizer}",
                               "--set", f"train.precision={precision}", "--set", f"data.sampling={sampling}",
                               "--set", f"train.reduction={reduction}", "--set", "train.clip_norm=1.0", "--run",
@@ -85,17 +85,17 @@ LOCAL = ("--set", "train.local_steps=7", "--set", "train.optimizer=adamw", "--se
 def test_every_world_size_trains_the_same_model_in_local_steps(start: Start, experiment: Path, tmp_path: Path,
                                                               reduction: str) -> None:
     results = {size: train(start, size, experiment, *HUNDRED, *LOCAL, "--set", f"train.reduction={reduction}",
-                           "--run", tmp_path / str(size)) for size in (1, 2, 3)}
+                           "--run", tmp_path / str(size)) for size in (1, 3)}
     for name in ("weights_sha256", "ema_sha256", "best_score", "step"):
         assert len({result[name] for result in results.values()}) == 1, name
-    assert ledger(tmp_path / "1") == ledger(tmp_path / "2") == ledger(tmp_path / "3")
+    assert ledger(tmp_path / "1") == ledger(tmp_path / "3")
     losses = []
     for size in results:
         lines = [json.loads(line) for line in (tmp_path / str(size) / "metrics.jsonl").read_text().splitlines()]
         steps = [line for line in lines if line["event"] == "step"]
         assert [line["step"] for line in steps] == list(range(1, 101))
         losses.append([(line["loss"], line["accuracy"], line["lr"]) for line in steps])
-    assert losses[0] == losses[1] == losses[2]
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.soak
@@ -128,7 +128,7 @@ def test_local_steps_stopped_and_resumed_at_other_world_sizes(start: Start, expe
 @pytest.mark.parametrize("compress", ["bf16", pytest.param("powersgd", marks=pytest.mark.soak)])
 def test_compressed_sums_train_on_several_ranks(start: Start, experiment: Path, tmp_path: Path, compress: str) -> None:
     # ResNet-18 has several buckets, whose messages must not get into each other's way.
-    for size, steps in ((1, 4), (3, 8)):  # resumed at another world size
+    for size, steps in ((1, 4), (2, 8)):  # resumed at another world size
         result = train(start, size, experiment, "--set", "model.name=resnet18", "--set", "train.steps=8", "--set",
                        "train.reduction=fast", "--set", f"train.compress={compress}", "--set",
                        "train.powersgd_start=3", "--set", "checkpoint.every_steps=4", "--run",
@@ -153,7 +153,7 @@ def test_ordinary_sums_would_not_pass(start: Start, experiment: Path, tmp_path: 
 
 def test_stopped_and_resumed_at_other_world_sizes(start: Start, experiment: Path, tmp_path: Path) -> None:
     arguments = (experiment, *HUNDRED, "--set", "train.optimizer=adamw", "--set", "checkpoint.every_steps=7")
-    whole = train(start, 2, *arguments, "--run", tmp_path / "whole")
+    whole = train(start, 1, *arguments, "--run", tmp_path / "whole")
     run = tmp_path / "torn"
     for size, stop in ((2, signal.SIGTERM), (1, signal.SIGINT), (3, signal.SIGKILL)):
         ranks = start_world(start, size, *arguments, "--run", run)
@@ -195,7 +195,7 @@ def test_an_epoch_reads_every_sample_once(start: Start, experiment: Path, tmp_pa
 
 
 def test_torchrun_trains_the_same_model(start: Start, experiment: Path, tmp_path: Path) -> None:
-    ours = train(start, 2, experiment, "--run", tmp_path / "ours")
+    ours = train(start, 1, experiment, "--run", tmp_path / "ours")
     torchrun = Path(sys.executable).with_name("torchrun")
     # `--` keeps torchrun from reading --run as one of its own options.
     process = start(torchrun, "--nproc-per-node", "2", "--master-port", str(free_port()), "-m", "--", "distrib",
