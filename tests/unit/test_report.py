@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 
 from distrib.config import DataConfig, EvaluateConfig, Experiment, ModelConfig
 from distrib.data.folds import load_view
-from distrib.data.manifest import DatasetRecord
+from distrib.data.manifest import DatasetRecord, load_manifest
 from distrib.data.transform import EvalTransform
 from distrib.decision import softmax
 from distrib.documents import validate
@@ -21,14 +24,16 @@ from distrib.evaluate import Scored, Subject
 from distrib.metrics import calibration_error, measure
 from distrib.report.curves import calibration_bins, class_curves
 from distrib.report.history import in_buckets, read_history, time_split
+from distrib.report.judged import judge_target
 from distrib.report.mistakes import worst
+from distrib.report.page import Content, render_page
 from distrib.report.run import check_place, check_same, paths, run_report
 from distrib.report.subgroups import NOT_GIVEN, Wish, judge_levels, parse_wish, split_levels
 from distrib.report.thresholds import asked_for, for_sensitivity, for_specificity, operating_points
 from distrib.report.wishes import check_wishes
 from distrib.report.words import markdown, signed, with_interval
 from distrib.rundir import RunDir
-from tests.conftest import write_dataset
+from tests.conftest import MakeDataset, write_dataset
 
 CLASSES = ("benign", "melanoma")
 
@@ -268,3 +273,28 @@ def test_nothing_but_an_old_report_is_replaced(tmp_path: Path) -> None:
         (folder / name).write_text(ours)
         check(folder / "report.html")
     check(folder)  # which holds a report now
+
+
+@pytest.mark.parametrize(("num_classes", "folded"), [(2, 0), (4, 8)])
+def test_curves_and_thresholds_of_many_classes_are_folded(make_dataset: MakeDataset, tmp_path: Path, num_classes: int,
+                                                          folded: int) -> None:
+    manifest = load_manifest(folder := make_dataset(train=8, val=24, classes=num_classes))
+    samples, random = manifest.samples("val"), np.random.default_rng(0)
+    experiment = validate(Experiment, {"data": {"dataset": str(folder)}, "model": {"name": "small_cnn"}}, "the test")
+    identity: dict[str, Any] = {
+        "kind": "run", "runtime": "torch fp32", "checkpoint": "step-1", "weights_sha256": "0" * 64, "step": 1,
+        "finished": True, "num_parameters": 9, "trained_on_sha256": manifest.sha256}
+    subject = Subject(lambda _: np.zeros((0, 0), np.float32), 1, experiment, manifest.classes, None, EvalTransform(8),
+                      identity)
+    logits_NK = random.normal(size=(len(samples), num_classes)).astype(np.float32)
+    several = [judge_target(letter, Scored(tmp_path / letter, subject, folder, manifest, samples, logits_NK),
+                            experiment.evaluate, {}, 0, 0, pytest.fail) for letter in "AB"]
+    page = render_page(Content(several, manifest, "val", [], "accuracy", datetime.now(UTC), "0"))
+    curves, thresholds = (re.split(r"</?section", page.partition(f'<section id="{name}">')[2])[0]
+                          for name in ("curves", "thresholds"))
+    assert (curves + thresholds).count('<details class="fold">') == folded
+    shown = num_classes if folded else 1
+    assert (curves.count("<svg"), thresholds.count("<table")) == (2 * shown, 2 * shown)  # two charts, two models
+    for part in (curves, thresholds):
+        outside = re.sub(r"(?s)<details.*?</details>", "", part)
+        assert ("<svg" in outside or "<table" in outside) is not bool(folded)
