@@ -175,14 +175,17 @@ def _detection(scores_N: Floats, truth_N: NDArray[np.bool_], called_N: NDArray[n
                undefined: dict[str, str]) -> dict[str, Any]:
     """Sensitivity and specificity of the decided labels, and at the bounds that the experiment asks about."""
     bounds = {"sensitivity_bound": config.sensitivity, "specificity_bound": config.specificity}
-    names = ("sensitivity", "specificity", "sensitivity_at_specificity", "specificity_at_sensitivity")
+    result: dict[str, Any] = {
+        "sensitivity": float(called_N[truth_N].mean()) if truth_N.any() else None,
+        "specificity": float((~called_N[~truth_N]).mean()) if not truth_N.all() else None,
+    }
     if not truth_N.any() or truth_N.all():
-        undefined.update(dict.fromkeys(names, "only one of the two classes has samples"))
-        return dict.fromkeys(names) | bounds
+        result |= dict.fromkeys(("sensitivity_at_specificity", "specificity_at_sensitivity"))
+        undefined.update({name: "only one of the two classes has samples"
+                          for name, value in result.items() if value is None})
+        return result | bounds
     fpr, tpr, _ = sk.roc_curve(truth_N, scores_N, drop_intermediate=False)
-    return {
-        "sensitivity": float(called_N[truth_N].mean()),
-        "specificity": float((~called_N[~truth_N]).mean()),
+    return result | {
         "sensitivity_at_specificity": float(tpr[1 - fpr >= config.specificity - RATE_SLACK].max()),
         "specificity_at_sensitivity": float((1 - fpr)[tpr >= config.sensitivity - RATE_SLACK].max()),
     } | bounds

@@ -5,11 +5,12 @@
     entries/0003.json    sealed: `distrib.registry.entry.Entry`
     bundles/0003/        the bundle that the entry made current
     current              a symbolic link to bundles/0003
-    lock                 held while something changes
+    lock                 held while something changes; the highest number that ever was current, once it is
 
 The link is the only truth of what is current, and is replaced by one rename, last of all. So a crash at any point
-before leaves the old one current; what it wrote bears a number above the current one's, and the next change removes it.
-Entries up to the current one's number are the history, and never change.
+before leaves the old one current; what it wrote bears the number after the current one's, and the next change removes
+it. Entries up to the current one's number are the history, and never change. A link that is gone, or that somebody
+turned back by hand, is told from a crash by the number in the lock: then nothing is changed or removed.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from distrib.registry.entry import Entry, read_entry
 
 _UNCHANGED = "the registry is as it was"
 _TARGET = re.compile(r"bundles/(\d{4,})")
+_UNFINISHED = re.compile(r"\.\d{4,}(\.json\.\d+\.tmp|\.partial)")
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,25 @@ class Registry:
         return int(match[1])
 
     def current(self) -> Entry | None:
-        number = self.current_number()
+        """The entry that is current. Raises BundleError where the link does not lead to the newest."""
+        with storage_errors(f"the registry {self.root} can not be read", _UNCHANGED):
+            newest = self._newest()
+        number = self.current_number()  # after that, since another process may promote just now
+        if newest > (number or 0):
+            where = f"leads to entry {number}" if number is not None else "is gone"
+            raise BundleError(f"{self.current_path} {where}, and entry {newest} was current", _UNCHANGED,
+                              f"put the link back with `ln -sfn bundles/{newest:04d} {self.current_path}`; the way "
+                              "back is `distrib promote --rollback`")
         return None if number is None else self.entry(number)
+
+    def _newest(self) -> int:
+        """The highest number that certainly was current: by the lock, or since another entry was begun after it."""
+        try:
+            recorded = (self.root / "lock").read_bytes()[:20].strip()
+        except FileNotFoundError:
+            return 0
+        begun = [int(path.stem) for path in (self.root / "entries").glob("*.json") if path.stem.isdecimal()]
+        return max(int(recorded) if recorded.isdigit() else 0, max(begun, default=1) - 1)
 
     def entry(self, number: int) -> Entry:
         entry = read_entry(self.entry_path(number))
@@ -122,12 +141,15 @@ def _changing(registry: Registry, parent: int | None) -> Iterator[None]:
                     raise
             raise ConfigError(f"another promotion into {root} is under way", _UNCHANGED,
                               "wait for its end, then compare with what is current then") from error
-        if registry.current_number() != parent:
+        before = registry.current()
+        if (None if before is None else before.number) != parent:
             raise ConfigError(f"another promotion into {root} came in between", _UNCHANGED,
                               "compare with what is current now: promote again")
         with storage_errors(f"the registry {root} can not be written", _UNCHANGED):
             _remove_unfinished(registry)
             yield
+            with contextlib.suppress(OSError):  # of a full disk: the change is made
+                os.pwrite(lock, f"{registry.current_number():04d}\n".encode(), 0)
     finally:
         os.close(lock)  # and so unlocks
 
@@ -169,11 +191,9 @@ def _put(source: Path, target: Path, link: bool) -> None:
 
 
 def _remove_unfinished(registry: Registry) -> None:
-    """What bears a number that never became current."""
-    current = registry.current_number() or 0
-    for path in (registry.root / "entries").iterdir():
-        if path.name.startswith(".") or (path.stem.isdecimal() and int(path.stem) > current):
-            path.unlink()
-    for path in (registry.root / "bundles").iterdir():
-        if path.name.startswith(".") or (path.name.isdecimal() and int(path.name) > current):
-            shutil.rmtree(path)
+    """What bears the number after the current one's, and what a write left beside; nothing of anybody else's."""
+    doomed = (registry.current_number() or 0) + 1
+    for folder in ("entries", "bundles"):
+        for path in (registry.root / folder).iterdir():
+            if _UNFINISHED.fullmatch(path.name) or (path.stem.isdecimal() and int(path.stem) == doomed):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

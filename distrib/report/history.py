@@ -15,6 +15,7 @@ from distrib.verify.differences import history
 
 PARTS = ("data_s", "compute_s", "communication_s", "rest_s")
 _CONSEQUENCE = "the report was not made"
+_MOST = 1 << 60  # beyond: no count, and no measurement
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def read_history(run: RunDir) -> History:
     file = RunFile(run.metrics, _CONSEQUENCE)
     for number, record in file.lines():
         event, step = record.get("event"), record.get("step")
-        if type(step) is not int:
+        if type(step) is not int or not 0 <= step < _MOST:
             raise file.damaged(f"line {number} does not tell its step")
         if event == "step":
             steps[step] = {"step": float(step), **{name: _number(record.get(name)) for name in (
@@ -106,7 +107,7 @@ def read_history(run: RunDir) -> History:
             slow = [_ended(one, step) if one.rank == record.get("rank") and one.until_step is None else one
                     for one in slow]
         elif event == "members":
-            changes.append(Change(step, int(_number(record.get("ranks"), 0)), _who(record.get("lost")),
+            changes.append(Change(step, _count(record.get("ranks")), _who(record.get("lost")),
                                   _who(record.get("joined"))))
         elif event == "diverged":
             diverged_at = step
@@ -180,8 +181,15 @@ def _who(value: Any) -> tuple[str, ...]:
                  for one in members if isinstance(one, dict))
 
 
-def _number(value: Any, without: float = math.nan) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else without
+def _count(value: Any) -> int:
+    return value if type(value) is int and 0 <= value < _MOST else 0
+
+
+def _number(value: Any) -> float:
+    """Not a number where it is none, or none that can be drawn."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not -_MOST < value < _MOST:
+        return math.nan
+    return float(value)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from distrib.serve.figures import Figures
 from distrib.serve.limits import Limits
+from distrib.serve.protocol import CROWDED
 
 _HEADERS = {
     "x-content-type-options": "nosniff", "cache-control": "no-store", "referrer-policy": "no-referrer",
@@ -45,7 +46,10 @@ class Guard:
         begin = time.perf_counter()
         headers = Headers(scope=scope)
         try:
-            if (refusal := _stranger(headers, self._hosts)) is not None:
+            if (hurried := _unheard(scope, headers)) is not None:
+                exchange.is_hurried = True
+                await exchange.answer(*hurried)
+            elif (refusal := _stranger(headers, self._hosts)) is not None:
                 await exchange.answer(*refusal)
             else:
                 await self._app(scope, exchange.receive, exchange.send)
@@ -73,6 +77,16 @@ def host_name(text: str) -> str:
     return (name if colon and port.isdecimal() else text).lower().rstrip(".")
 
 
+def _unheard(scope: Scope, headers: Headers) -> tuple[int, str] | None:
+    """Why a request is refused and its connection closed, whatever it asks."""
+    if scope.get(CROWDED):
+        return 503, "as many connections are open as may be; try again soon"
+    if "content-length" in headers and "transfer-encoding" in headers:
+        # A proxy may see the end of this request elsewhere, and so a second one, of somebody else's, in its body.
+        return 400, "the request has both Content-Length and Transfer-Encoding; send one of them"
+    return None
+
+
 def _stranger(headers: Headers, hosts: Collection[str] | None) -> tuple[int, str] | None:
     """Why a browser's page from elsewhere may not ask: a name of an attacker's that leads here, or another site."""
     given = headers.getlist("host")
@@ -95,6 +109,12 @@ class _Exchange:
         self._receive, self._send, self._headers = receive, send, headers
         self._whole = self._last = False
         self.code = 0
+        self.is_hurried = False
+        """The connection is closed after the answer, without waiting for the rest of the body."""
+
+    @property
+    def _closes(self) -> bool:
+        return self.is_hurried or self.code in _NO_DRAIN
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -104,7 +124,9 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.code = message["status"]
-            close = [(b"connection", b"close")] if self.code in _NO_DRAIN else []
+            close = [(b"connection", b"close")] if self._closes else []
+            if self.code == 503 and self.is_hurried:
+                close.append((b"retry-after", b"1"))
             message = {**message, "headers": [*message["headers"], *self._headers, *close]}
         elif not message.get("more_body", False):
             self._last = True
@@ -118,7 +140,7 @@ class _Exchange:
         await self.send({"type": "http.response.body", "body": content})
 
     async def drain(self, seconds: float) -> None:
-        if self.code in _NO_DRAIN:
+        if self._closes:
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):

@@ -32,5 +32,5 @@ def serve_app(app: ASGIApp, listener: socket.socket, limits: Limits, stop_s: int
     _Server(uvicorn.Config(
         app, http=protocol_class(limits, invalid), loop="asyncio", ws="none", lifespan="off", interface="asgi3",
         log_config=None, log_level="critical", access_log=False, proxy_headers=False, server_header=False,
-        h11_max_incomplete_event_size=_MOST_HEADER_BYTES, limit_concurrency=limits.connections,
+        h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
         timeout_graceful_shutdown=stop_s), started).run(sockets=[listener])

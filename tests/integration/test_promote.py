@@ -130,7 +130,8 @@ def test_a_planted_regression_is_refused_unless_forced_with_a_reason(
     entries = run_list(registry)["entries"]
     assert [(entry["number"], entry["parent"], entry["restores"]) for entry in entries] == \
         [(1, None, None), (2, 1, None), (3, 2, 1), (4, 3, 2)]
-    assert all(contents(registry)[name] == content for name, content in before.items() if name != "current")
+    assert all(contents(registry)[name] == content for name, content in before.items()
+               if name not in ("current", "lock"))
     with pytest.raises(ConfigError, match="is the current bundle"):
         promote(place, "bad", registry)
     better = promote(place, "other", registry, strict=True)
@@ -226,9 +227,27 @@ def test_promotions_do_not_mix(place: Path, tmp_path: Path) -> None:
     assert current(registry) == entry.bundle_sha256
     assert promote(place, "good", registry)["entry"] == 2
     assert {name: content for name, content in contents(registry).items() if name in before} \
-        == before | {"current": "bundles/0002"}
-    (registry / "entries/0002.json").write_bytes((registry / "entries/0002.json").read_bytes().replace(b"0", b"1", 1))
-    with pytest.raises(BundleError, match=r"0002\.json can not be read"):
+        == before | {"current": "bundles/0002", "lock": b"0002\n"}
+    (registry / "bundles/.snapshot").mkdir()  # somebody else's
+    kept = contents(registry)
+    for recorded in (b"0002\n", b""):  # of an earlier version
+        (registry / "lock").write_bytes(recorded)
+        for link in ("", "bundles/0001") if recorded else ("",):
+            (registry / "current").unlink()
+            if link:
+                (registry / "current").symlink_to(link)
+            with pytest.raises(BundleError, match=r"current (is gone|leads to entry 1), and entry \d was current"):
+                promote(place, "other", registry)
+            with pytest.raises(BundleError, match="was current"):
+                append(Registry(registry), entry, place / "good")
+            (registry / "current").unlink(missing_ok=True)
+            (registry / "current").symlink_to("bundles/0002")
+    assert contents(registry) == kept | {"lock": b""}
+    assert promote(place, "bad", registry, margin=1.0)["entry"] == 3
+    assert (registry / "bundles/.snapshot").exists()
+    assert contents(registry)["lock"] == b"0003\n"
+    (registry / "entries/0003.json").write_bytes((registry / "entries/0003.json").read_bytes().replace(b"0", b"1", 1))
+    with pytest.raises(BundleError, match=r"0003\.json can not be read"):
         run_rollback(registry, None, "")
     with pytest.raises(ConfigError, match="is no registry"):
         open_registry(place, new=True)

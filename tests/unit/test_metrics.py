@@ -178,11 +178,16 @@ def test_absent_class_gives_null_and_a_reason() -> None:
 @pytest.mark.parametrize("label", [0, 1])
 def test_one_class_alone(label: int) -> None:
     report = measure(binary([0.2, 0.9]), np.array([label, label]), BINARY, CONFIG)
-    assert report["auroc"] is report["sensitivity"] is report["sensitivity_at_specificity"] is None
-    assert report["undefined"]["sensitivity"]
+    known, unknown = ("sensitivity", "specificity")[::1 if label else -1]
+    assert report["auroc"] is report[unknown] is report["sensitivity_at_specificity"] is None
+    assert report[known] == 0.5
+    assert known not in report["undefined"]
+    assert report["undefined"][unknown]
     json.dumps(report, allow_nan=False)
     intervals = bootstrap_intervals(binary([0.2, 0.9]), np.array([label, label]), ["a", "b"], BINARY, CONFIG,
                                     resamples=5)
+    for name, one in intervals["metrics"].items():  # no interval of what has no value
+        assert (one["low"] is None) == (report[name] is None), name
     json.dumps(intervals, allow_nan=False)
     with pytest.raises(DataError, match="auroc is not defined on this split: no sample of"):
         goodness(report, "auroc")

@@ -188,6 +188,16 @@ def test_a_history_is_read_with_its_gaps_and_its_damage_is_told(tmp_path: Path) 
     buckets = in_buckets(history.steps, ("loss",), 4)
     assert [part["step"] for part in buckets] == [3, 6, 9, 10]
     assert buckets[0]["loss"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
+    huge = "9" * 400  # JSON has numbers that no float holds, and Python's takes infinities
+    run.metrics.write_text(f'{{"event": "step", "step": 1, "loss": {huge}, "step_s": 1e999, "data_s": -1e300}}\n'
+                           '{"event": "members", "step": 2, "ranks": 1e400}\n'
+                           f'{{"event": "members", "step": 2, "ranks": {huge}}}\n')
+    history = read_history(run)
+    assert [change.ranks for change in history.changes] == [0, 0]
+    assert time_split(history.steps) == {}
+    run.metrics.write_text(f'{{"event": "step", "step": {huge}}}\n')
+    with pytest.raises(CheckpointError, match="line 1 does not tell its step"):
+        read_history(run)
     run.metrics.write_text('{"event": "step", "loss": 1}\n')
     with pytest.raises(CheckpointError, match="line 1 does not tell its step"):
         read_history(run)

@@ -10,6 +10,7 @@ from concurrent.futures import CancelledError
 from typing import Any
 
 import pytest
+import uvicorn
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
@@ -19,6 +20,7 @@ from distrib.serve.figures import Figures
 from distrib.serve.guard import Guard, host_name, log_line
 from distrib.serve.limits import EXPLAIN_COST, Limits, check_limits
 from distrib.serve.page import policy, read_page
+from distrib.serve.protocol import CROWDED, protocol_class
 from distrib.serve.rate import RateLimiter, client_of
 from distrib.serve.refusal import RefusedError
 from distrib.serve.run import allowed_hosts
@@ -244,7 +246,8 @@ def test_names_that_are_answered_to() -> None:
         assert host_name(text) == name
 
 
-def asked(headers: list[tuple[bytes, bytes]], hosts: set[str] | None, app: Callable[..., Any]) -> tuple[int, list[str]]:
+def asked(headers: list[tuple[bytes, bytes]], hosts: set[str] | None, app: Callable[..., Any], *,
+          is_crowded: bool = False, closes: bool = False) -> tuple[int, list[str]]:
     """(code, the log)."""
     log: list[str] = []
     sent: list[Message] = []
@@ -257,7 +260,9 @@ def asked(headers: list[tuple[bytes, bytes]], hosts: set[str] | None, app: Calla
 
     guard = Guard(app, hosts=hosts, policy="default-src 'none'", paths=(), limits=LIMITS, figures=Figures(),
                   log=log.append)
-    asyncio.run(guard({"type": "http", "path": "/Jane-Doe", "headers": headers}, receive, send))
+    asyncio.run(guard({"type": "http", "path": "/Jane-Doe", "headers": headers, CROWDED: is_crowded}, receive,
+                      send))
+    assert ((b"connection", b"close") in sent[0]["headers"]) == closes
     assert sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
     assert (b"x-content-type-options", b"nosniff") in sent[0]["headers"]
     assert (b"content-security-policy", b"default-src 'none'") in sent[0]["headers"]
@@ -291,6 +296,43 @@ def test_who_may_ask(host: str | None, origin: str | None, hosts: set[str] | Non
     answer, log = asked(headers, hosts, fine)
     assert answer == code
     assert re.fullmatch(rf"\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\dZ {code} [\d.]+ ms", log[-1])
+
+
+def test_what_is_refused_unheard_closes_the_connection() -> None:
+    twice = [(b"content-length", b"4"), (b"transfer-encoding", b"chunked")]  # two proxies would see two ends of it
+    assert asked(twice, None, fine, closes=True)[0] == 400
+    assert asked([], None, fine, is_crowded=True, closes=True)[0] == 503
+    for one in twice:
+        assert asked([one], None, fine)[0] == 200
+
+
+def test_what_is_no_http_is_answered_in_json_unless_an_answer_is_under_way() -> None:
+    async def talk(*pieces: bytes) -> bytes:
+        loop, faults = asyncio.get_running_loop(), list[Any]()
+        loop.set_exception_handler(lambda _, context: faults.append(context))
+
+        async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        config = uvicorn.Config(slow, lifespan="off", log_config=None)
+        config.load()
+        make = protocol_class(LIMITS, lambda: None)
+        server = await loop.create_server(lambda: make(config, uvicorn.server.ServerState(), {}), "127.0.0.1", 0)
+        async with server:
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            for piece in pieces:
+                writer.write(piece)
+                await asyncio.sleep(0.05)
+            said = await reader.read()
+            writer.close()
+        assert not faults
+        return said
+
+    assert b'{"error": "Invalid HTTP request received."}' in asyncio.run(talk(b"no\r\n\r\n"))
+    begun = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
+    assert b"400" not in asyncio.run(talk(begun, b"no chunk\r\n\r\n"))
 
 
 def test_a_fault_of_ours_is_answered_and_described_in_the_log() -> None:
