@@ -18,9 +18,10 @@ from distrib.comm.meeting import open_store, reach_store
 from distrib.comm.oneccl import own_address
 from distrib.config import CommConfig
 from distrib.elastic.lease import Lease
-from distrib.elastic.members import Members, Regrouped
+from distrib.elastic.members import Members
 from distrib.elastic.membership import NOTHING_YET, Position
 from distrib.elastic.wire import Place
+from distrib.elastic.words import Regrouped
 from distrib.errors import CheckpointError, StorageError, WorldError, counted, storage_errors
 from distrib.rundir import RunDir
 from distrib.world import World

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from torch._C._distributed_c10d import Store
@@ -31,6 +31,7 @@ from distrib.elastic.membership import (
     next_view,
 )
 from distrib.elastic.wire import Peer, Place, Wire, Word
+from distrib.elastic.words import Regrouped, report_as_word, report_of
 from distrib.errors import WorldError
 
 _BEATS = 5
@@ -40,26 +41,6 @@ _PROBE_S = 1.0
 Claim = Callable[[int, bool], tuple[int, bool]]
 """(epoch, whether the last leader can not be going on) -> (the lease's newest token, whether this member took it, as
 the epoch). Waits for a sign of a leader that may be going on."""
-
-
-@dataclass(frozen=True)
-class Regrouped:
-    """A new view, the same for all its members."""
-
-    view: View
-    places: Mapping[int, Place]
-    positions: Mapping[int, Position]
-    source: int
-    """The member whose state all take."""
-    lost: tuple[int, ...]
-    """Who was in the view before, and is not in this one."""
-    store: tuple[str, int]
-    """Address and port of the leader's store for this view."""
-
-    @property
-    def is_level(self) -> bool:
-        """Whether all members have the same state already."""
-        return len(set(self.positions.values())) == 1
 
 
 class Members:
@@ -270,13 +251,10 @@ class Members:
             for member, peer in new.items():
                 assert peer.place is not None
                 places[member], positions[member] = peer.place, NOTHING_YET
-            message = {
-                "before": known.view.epoch, "view": vars(view),
-                "places": {member: vars(place) for member, place in places.items()},
-                "positions": positions, "source": most_advanced(positions),
-                "lost": [member for member in known.view.members if member not in decision.live],
-                "store": [self.place.address, self._store.port],
-            }
+            lost = tuple(member for member in known.view.members if member not in decision.live)
+            entered = Regrouped(view, places, positions, most_advanced(positions), lost,
+                                (self.place.address, self._store.port))
+            message = {"before": known.view.epoch, **entered.as_word()}
             for peer in self._wire.peers:
                 number = next((member for member, other in new.items() if other is peer), peer.member)
                 if number in view.members:
@@ -285,10 +263,10 @@ class Members:
         self._wire.poke()
 
     def _enter(self, word: Word) -> Regrouped:
-        message = word["next"]
-        view = _view(message["view"])
+        entered = Regrouped.of(word["next"])
+        view = entered.view
         self._next = self._told = None
-        self._places = {int(member): Place(**place) for member, place in message["places"].items()}
+        self._places = dict(entered.places)
         if self.me < 0:
             self._known = Knowledge(int(word["you"]), View(view.epoch - 1, view.members, view.next_member))
         self._known = self._known.enter(view)
@@ -301,9 +279,7 @@ class Members:
                     self._wire.open(self._places[member], member, self.me, self.place)
         self._sync_alarm()
         self._wire.poke()
-        return Regrouped(view, self._places,
-                         {int(member): Position(*position) for member, position in message["positions"].items()},
-                         int(message["source"]), tuple(message["lost"]), tuple(message["store"]))
+        return entered
 
     # What the wire's thread calls, with `_changed` held.
 
@@ -337,7 +313,7 @@ class Members:
             if not peer.is_joining:
                 peer.member = int(word["member"])
                 if self._told is not None:  # before it called
-                    self._wire.send(peer, _message(self._told))
+                    self._wire.send(peer, {"report": report_as_word(self._told)})
             self._changed.notify_all()
         elif "next" in word:
             if self.me < 0 or self._known.may_enter(int(word["next"]["before"])):
@@ -349,17 +325,13 @@ class Members:
             peer.finished = True
             self._changed.notify_all()
         elif "report" in word and peer.member is not None:
-            told = word["report"]
-            position = Position(*told["position"]) if told["position"] is not None else None
-            report = Report(_view(told["view"]), frozenset(told["hears"]), frozenset(told["dead"]), position,
-                            str(told["fault"]))
             self._answer(peer)
-            self._learn(self._known.hear(peer.member, report))
+            self._learn(self._known.hear(peer.member, report_of(word["report"])))
 
     def _answer(self, peer: Peer) -> None:
         """Let one that is not in this view any more know."""
         if peer.member is not None and self.me >= 0 and peer.member not in self._known.view.members:
-            self._wire.send(peer, _message(self._known.report))
+            self._wire.send(peer, {"report": report_as_word(self._known.report)})
 
     def _gone(self, peer: Peer) -> None:
         if peer.member is not None and not peer.finished:
@@ -391,7 +363,7 @@ class Members:
         self._told = report
         for peer in self._wire.peers:
             if peer.member in report.hears:
-                self._wire.send(peer, _message(report))
+                self._wire.send(peer, {"report": report_as_word(report)})
         self._wire.poke()
 
 
@@ -401,15 +373,6 @@ class ViewEndedError(WorldError):
 
 def _number_of(place: Place | None, places: Mapping[int, Place]) -> int:
     return next(member for member, other in places.items() if other == place)
-
-
-def _message(report: Report) -> dict[str, Any]:
-    return {"report": {"view": vars(report.view), "hears": sorted(report.hears), "dead": sorted(report.dead),
-                       "position": report.position, "fault": report.fault}}
-
-
-def _view(fields: Mapping[str, Any]) -> View:
-    return View(int(fields["epoch"]), tuple(int(member) for member in fields["members"]), int(fields["next_member"]))
 
 
 def _cut_off(known: Knowledge) -> WorldError:
