@@ -13,7 +13,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+import socket
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,25 @@ def replace_file(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_dir(path.parent)
+
+
+def begin_staging(out: Path, tell: Callable[[str], None]) -> Path:
+    """A new empty folder beside ``out``, for `publish_dir`. Those that killed processes on this host left there are
+    removed, which is told. Raises OSError."""
+    out = out.absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    host = re.sub(r"[^A-Za-z0-9-]", "_", socket.gethostname()) or "localhost"
+    pattern = re.compile(rf"\.{re.escape(out.name)}\.([A-Za-z0-9_-]+)\.(\d+)\.partial")
+    for entry in out.parent.iterdir():
+        match = pattern.fullmatch(entry.name)
+        if match and match[1] == host and not Path(f"/proc/{match[2]}").exists():
+            tell(f"removing {entry}, which a run that was killed left behind")
+            shutil.rmtree(entry, ignore_errors=True)
+        elif match:
+            tell(f"note: {entry} belongs to another run, which may be alive on host {match[1]}")
+    staging = out.parent / f".{out.name}.{host}.{os.getpid()}.partial"
+    staging.mkdir()
+    return staging
 
 
 def publish_dir(staging: Path, final: Path) -> None:

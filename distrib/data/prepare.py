@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
-import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,7 +25,7 @@ from distrib.data.shard_writer import ShardWriter
 from distrib.data.split import keyed_digest, parse_fractions, split_groups
 from distrib.data.workers import allowed_cores
 from distrib.documents import Section, validate
-from distrib.durable import publish_dir, seal_digest, write_durable
+from distrib.durable import begin_staging, publish_dir, seal_digest, write_durable
 from distrib.errors import ConfigError, DataError, counted, storage_errors
 
 OnBad = Literal["refuse", "skip"]
@@ -152,19 +149,7 @@ def _begin_staging(out: Path) -> Path:
     if occupied or out.is_symlink():
         raise ConfigError(f"--out {out} exists and is not an empty folder", _NOTHING_WRITTEN,
                           "choose another folder, or remove that one")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    host = re.sub(r"[^A-Za-z0-9-]", "_", socket.gethostname()) or "localhost"
-    pattern = re.compile(rf"\.{re.escape(out.name)}\.([A-Za-z0-9_-]+)\.(\d+)\.partial")
-    for entry in out.parent.iterdir():
-        match = pattern.fullmatch(entry.name)
-        if match and match[1] == host and not Path(f"/proc/{match[2]}").exists():
-            say(f"removing {entry}, which a run that was killed left behind")
-            shutil.rmtree(entry, ignore_errors=True)
-        elif match:
-            say(f"note: {entry} belongs to another run, which may be alive on host {match[1]}")
-    staging = out.parent / f".{out.name}.{host}.{os.getpid()}.partial"
-    staging.mkdir()
-    return staging
+    return begin_staging(out, say)
 
 
 def _build(source: Path, staging: Path, listing: Listing, fractions: dict[Split, float] | None,

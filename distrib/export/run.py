@@ -15,7 +15,7 @@ import torch
 
 from distrib.bundle import FILE_NAME, ExactName, FormatName, Gates, Parity, ReducedName, load_bundle
 from distrib.data.shards import ShardReader
-from distrib.durable import publish_dir, write_durable
+from distrib.durable import begin_staging, publish_dir, write_durable
 from distrib.errors import DataError, storage_errors
 from distrib.export.onnx_format import onnx_file
 from distrib.export.parity import compare, worst_of
@@ -63,10 +63,8 @@ def write_bundle(subject: Subject, *, out: Path, exact: Sequence[ExactName], red
                         f"{', '.join(reduced)} could not be judged",
                         "prepare it with three splits, or export exact formats only")
     keys, images_NHWC = spread_images(data.dataset, manifest.samples(subject.split), subject.transform, num_samples)
-    staging = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.partial")
-    with storage_errors(f"the bundle {out} could not be written", "there is no bundle"), _removed_on_error(staging):
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        staging.mkdir()
+    with (storage_errors(f"the bundle {out} could not be written", "there is no bundle"),
+          _staged(out, tell) as staging):
         program = trace(subject.module, data.image_size)
         files: dict[FormatName, tuple[Path, ...]] = {}
         for name in exact:
@@ -93,9 +91,10 @@ def write_bundle(subject: Subject, *, out: Path, exact: Sequence[ExactName], red
 
 
 @contextmanager
-def _removed_on_error(staging: Path) -> Iterator[None]:
+def _staged(out: Path, tell: Tell) -> Iterator[Path]:
+    staging = begin_staging(out, tell)
     try:
-        yield
+        yield staging
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise

@@ -35,7 +35,7 @@ class Judgement(Section):
     dataset_sha256: Sha256
     split: str
     test_sha256: Sha256
-    """Digest of the split's samples and labels: `distrib.registry.frozen.split_digest`."""
+    """Digest of the split's samples and labels: `distrib.data.frozen.split_digest`."""
     num_samples: Annotated[int, Field(ge=1)]
     num_groups: Annotated[int, Field(ge=1)]
     resamples: Annotated[int, Field(ge=1)]

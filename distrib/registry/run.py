@@ -13,6 +13,7 @@ from typing import Any
 
 from distrib.bundle import Bundle, LoadedBundle, load_bundle
 from distrib.config import Experiment
+from distrib.data.frozen import leaks, seen_by, split_digest, version_of
 from distrib.data.manifest import SPLITS, Manifest, SplitSamples, load_manifest
 from distrib.data.shards import ShardReader
 from distrib.data.transform import EvalTransform
@@ -20,7 +21,6 @@ from distrib.documents import validate
 from distrib.errors import ConfigError, DataError, ManifestError
 from distrib.evaluate import check_classes
 from distrib.registry.entry import Entry, Judgement
-from distrib.registry.frozen import leaks, seen_by, split_digest, version_of
 from distrib.registry.store import Registry, append, open_registry
 from distrib.runtimes.table import Runtime
 from distrib.scoring import Logits, score_split

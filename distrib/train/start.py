@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,13 @@ from torch import Tensor, nn
 
 from distrib.bundle import FILE_NAME as BUNDLE_NAME
 from distrib.bundle import load_bundle
-from distrib.config import Experiment, StartConfig
+from distrib.config import DataConfig, Experiment, StartConfig
+from distrib.data.folds import fold_view
+from distrib.data.frozen import leaks, seen_by, version_of
+from distrib.data.manifest import load_manifest
 from distrib.documents import validate
 from distrib.durable import fsync_dir
-from distrib.errors import BundleError, CheckpointError, counted, storage_errors
+from distrib.errors import BundleError, CheckpointError, DataError, counted, storage_errors
 from distrib.models.weights import take_weights, weights_sha256
 from distrib.rundir import RunDir
 from distrib.runtimes.torch_runtime import read_weights
@@ -35,11 +39,38 @@ def with_start(settled: Settled, tell: Tell) -> tuple[Settled, Mapping[str, Tens
     if settled.source is None:
         return settled, None
     read = _read_source(settled.source, tell)
+    if (told := seen_validation(settled, read.experiment.data, read.dataset_sha256, read.classes)) is not None:
+        tell(told)
     start = StartConfig(source=str(settled.source), weights_sha256=weights_sha256(read.tensors), classes=read.classes,
                         datasets=(*(read.experiment.model.start.datasets if read.experiment.model.start else ()),
                                   read.dataset_sha256))
     model = settled.experiment.model.model_copy(update={"start": start})
     return settled.with_experiment(settled.experiment.model_copy(update={"model": model})), read.tensors
+
+
+def seen_validation(settled: Settled, trained_on: DataConfig, dataset_sha256: str,
+                    classes: tuple[str, ...]) -> str | None:
+    """A warning where the source's own training was on groups or images that now validate; None where it was not, or
+    its dataset is not at hand. ``trained_on`` and what follows are the source's."""
+    data, now = settled.experiment.data, settled.manifest
+    if all(shard.split != "val" for shard in now.shards):
+        return None
+    known = [now if data.fold is None else load_manifest(data.dataset)]
+    with contextlib.suppress(DataError):  # it may have been moved
+        known.append(load_manifest(trained_on.dataset))
+    found = next(((one, version) for one in known if (version := version_of(one, dataset_sha256)) is not None), None)
+    if found is None:
+        return None
+    whole, version = found
+    then = whole.model_copy(update={"classes": classes, "shards": tuple(
+        shard for shard in whole.shards if shard.version <= version)})
+    samples = now.samples("val")
+    leaked = leaks(samples, seen_by(fold_view(then, trained_on), "val", version))
+    if not leaked:
+        return None
+    return (f"warning: {len(leaked)} of {len(samples)} validation samples are of groups or images that "
+            f"{settled.source} was trained on, such as {leaked[0]}: scores on them, and the checkpoint and threshold "
+            "chosen by them, will be too good; start from a run that has the same validation split or fold")
 
 
 def write_start(run: RunDir, tensors: Mapping[str, Tensor]) -> None:

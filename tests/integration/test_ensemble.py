@@ -20,6 +20,7 @@ from distrib.bundle import Bundle, load_bundle
 from distrib.cli import app
 from distrib.config import load_run_experiment
 from distrib.data.folds import fold_view
+from distrib.data.frozen import seen_by
 from distrib.data.manifest import load_manifest
 from distrib.ensemble.members import find_held_out, load_members
 from distrib.ensemble.run import run_ensemble
@@ -28,7 +29,6 @@ from distrib.entry import run_app
 from distrib.errors import BundleError, ConfigError, ManifestError, ShardError
 from distrib.evaluate import run_evaluate
 from distrib.predict import run_predict
-from distrib.registry.frozen import seen_by
 from distrib.rundir import RunDir
 from distrib.train.run import run_train
 from distrib.train.settle import settle

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from distrib.config import EvaluateConfig
+from distrib.data import frozen
 from distrib.data.manifest import Manifest, Shard, ShardIndex, Split, SplitSamples
 from distrib.decision import Threshold
 from distrib.errors import ConfigError, DataError
-from distrib.registry import frozen
 from distrib.registry.compare import Answers, check_known, check_metric, compare, over_classes, refusal
 from distrib.registry.entry import Compared
 from distrib.scoring import Logits

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from distrib.durable import (
     SealError,
+    begin_staging,
     open_sealed,
     publish_dir,
     remove_tree,
@@ -148,3 +149,15 @@ def test_a_folder_is_gone_from_its_name_before_anything_in_it(tmp_path: Path, mo
 def test_digest_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
     assert sha256_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_what_a_killed_process_left_in_staging_is_removed_and_what_lives_is_not(tmp_path: Path) -> None:
+    mine = begin_staging(tmp_path / "out", lambda _: None)
+    gone, other = (mine.with_name(mine.name.replace(str(os.getpid()), pid)) for pid in ("99999999", "1"))
+    mine.rmdir()
+    for left in (gone, other):
+        left.mkdir()
+    told: list[str] = []
+    assert begin_staging(tmp_path / "out", told.append) == mine
+    assert sorted(tmp_path.iterdir()) == sorted((mine, other))
+    assert len(told) == 2

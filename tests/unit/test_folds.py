@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distrib.config import DataConfig
-from distrib.data.folds import fold_view
-from distrib.data.manifest import Manifest, Shard, ShardIndex, Split, load_manifest
+from distrib.config import DataConfig, Experiment, ModelConfig
+from distrib.data.folds import fold_view, load_view
+from distrib.data.manifest import FILE_NAME, Manifest, Shard, ShardIndex, Split, load_manifest
 from distrib.data.shards import ShardReader
 from distrib.data.split import torn_groups
 from distrib.documents import validate
 from distrib.errors import ConfigError, DataError
+from distrib.rundir import RunDir
+from distrib.train.settle import Settled
+from distrib.train.start import seen_validation
+from tests.conftest import write_dataset
 
 
 def config(**keys: Any) -> DataConfig:
@@ -101,3 +106,26 @@ def test_what_is_no_fold() -> None:
 def test_too_few_groups_for_so_many_folds(dataset: Path) -> None:
     with pytest.raises(DataError, match=r"too few groups .* for 99 folds in class .*Take fewer data\.folds"):
         fold_view(load_manifest(dataset), config(folds=99, fold=0))
+
+
+def test_a_start_that_was_trained_on_what_now_validates_is_told(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "data", train=24, val=12, classes=2)
+    manifest = load_manifest(dataset)
+    shards = tuple(shard.model_copy(update={"index": shard.index.model_copy(update={
+        "group": tuple(f"{shard.split}-{group}" for group in shard.index.group)})}) for shard in manifest.shards)
+    (dataset / FILE_NAME).write_bytes(manifest.model_copy(update={"shards": shards}).to_bytes())
+
+    def told(then: dict[str, Any], now: dict[str, Any], seal: str | None = None) -> str | None:
+        data = config(**now | {"dataset": dataset})
+        settled = Settled(RunDir(tmp_path / "run"), Experiment(data=data, model=ModelConfig(name="small_cnn")),
+                          load_view(data), tmp_path / "first")
+        return seen_validation(settled, config(**then | {"dataset": dataset}), seal or load_manifest(dataset).sha256,
+                               ("angle0", "angle1"))
+
+    fold, other = {"folds": 3, "fold": 0}, {"folds": 3, "fold": 1}
+    assert told({}, {}) is None
+    assert told(fold, fold) is None
+    assert told(other, fold, "0" * 64) is None  # of a dataset that is not at hand
+    for then, now in ((other, fold), ({}, fold), (fold, {})):
+        assert re.match(r"warning: \d+ of 12 validation samples are of groups or images that .*first was trained on",
+                        told(then, now) or "")
