@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # How long an example takes says how busy the machine is.
-hypothesis.settings.register_profile("distrib")
+hypothesis.settings.register_profile("distrib", deadline=None)
 hypothesis.settings.load_profile("distrib")
 
 
