@@ -10,12 +10,13 @@ import os
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
+
+from tests.rig.fixture import Fixture, new_folder
 
 
 def why_not() -> str | None:
@@ -53,7 +54,7 @@ exec ip netns exec "PREFIX-$node" unshare --uts sh -c 'eval "$look"; hostname "$
 """
 
 
-class Nodes:
+class Nodes(Fixture):
     """``count`` nodes named node1, node2, ... A context manager: leaving it ends what runs there, by pid."""
 
     def __init__(self, count: int, network: str = "10.77.0") -> None:
@@ -65,18 +66,6 @@ class Nodes:
 
     def address(self, name: str) -> str:
         return f"{self._network}.{self.names.index(name) + 1}"
-
-    def __enter__(self) -> Nodes:
-        try:
-            self._make()
-        except BaseException:
-            self._remove()
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        self._remove()
 
     def start(self, name: str, argv: Sequence[str | Path], environment: Mapping[str, str] | None = None,
               **options: Any) -> subprocess.Popen[str]:
@@ -146,8 +135,9 @@ class Nodes:
         done = subprocess.run(["ip", "netns", "pids", self._space(name)], capture_output=True, text=True, check=False)
         return [int(word) for word in done.stdout.split()]
 
-    def _make(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="rig"))
+    def _make(self, undo: ExitStack) -> None:
+        self._folder = new_folder(undo, "rig")
+        undo.callback(self._remove)
         for name in self.names:
             self._begin(name, "more= look=")
         switch = self._space("switch")
@@ -178,7 +168,6 @@ class Nodes:
         for name in (*self.names, "switch"):
             subprocess.run(["ip", "netns", "del", self._space(name)], capture_output=True, check=False)
             shutil.rmtree(Path("/etc/netns", self._space(name)), ignore_errors=True)
-        shutil.rmtree(self._folder, ignore_errors=True)
         for group in self._groups:
             with contextlib.suppress(OSError):
                 group.rmdir()

@@ -6,10 +6,11 @@ import os
 import pwd
 import shutil
 import subprocess
-import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
+
+from tests.rig.fixture import Fixture, end, new_folder
 
 READY_S = 30.0
 OWNER = "postgres"
@@ -32,49 +33,40 @@ def _tool(name: str) -> str | None:
     return next((str(folder / name) for folder in folders if (folder / name).exists()), shutil.which(name))
 
 
-class Postgres:
+class Postgres(Fixture):
     """One server, with a user `tuner` and a database `studies` of theirs. A context manager."""
 
     def __init__(self, password: str) -> None:
         self._password = password
         self.folder = Path()
-        self._server: subprocess.Popen[bytes] | None = None
 
     def url(self, password: str) -> str:
         """Of the database, for SQLAlchemy with the driver psycopg."""
         return f"postgresql+psycopg://tuner:{password}@/studies?host={self.folder}"
 
-    def __enter__(self) -> Postgres:
-        self.folder = Path(tempfile.mkdtemp(prefix="pg-"))  # short, as a socket's path must be
-        try:
-            self.folder.chmod(0o755)
-            data, secret = self.folder / "data", self.folder / "secret"
-            secret.write_text(self._password)
-            data.mkdir()
-            if os.geteuid() == 0:
-                owner = pwd.getpwnam(OWNER).pw_uid
-                for path in (self.folder, data, secret):
-                    os.chown(path, owner, -1)
-            self._run("initdb", "-D", str(data), "--username=tuner", f"--pwfile={secret}", "--auth=scram-sha-256",
-                      "--no-sync", "--locale=C", "--encoding=UTF8")
-            words = self._words("postgres", "-D", str(data), "-k", str(self.folder), "-h", "", "-c", "fsync=off",
-                                "-c", "max_connections=20")
-            with (self.folder / "log").open("wb") as log:
-                self._server = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log,
-                                                start_new_session=True)
-            deadline = time.monotonic() + READY_S
-            while not self._sql("CREATE DATABASE studies"):
-                assert self._server.poll() is None, (self.folder / "log").read_text()
-                assert time.monotonic() < deadline, (self.folder / "log").read_text()
-                time.sleep(0.1)
-        except BaseException:
-            self._remove()
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        self._remove()
+    def _make(self, undo: ExitStack) -> None:
+        self.folder = new_folder(undo, "pg-")  # short, as a socket's path must be
+        self.folder.chmod(0o755)
+        data, secret = self.folder / "data", self.folder / "secret"
+        secret.write_text(self._password)
+        data.mkdir()
+        if os.geteuid() == 0:
+            owner = pwd.getpwnam(OWNER).pw_uid
+            for path in (self.folder, data, secret):
+                os.chown(path, owner, -1)
+        self._run("initdb", "-D", str(data), "--username=tuner", f"--pwfile={secret}", "--auth=scram-sha-256",
+                  "--no-sync", "--locale=C", "--encoding=UTF8")
+        words = self._words("postgres", "-D", str(data), "-k", str(self.folder), "-h", "", "-c", "fsync=off",
+                            "-c", "max_connections=20")
+        with (self.folder / "log").open("wb") as log:
+            server = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log,
+                                      start_new_session=True)
+        undo.callback(end, [server], 10.0)
+        deadline = time.monotonic() + READY_S
+        while not self._sql("CREATE DATABASE studies"):
+            assert server.poll() is None, (self.folder / "log").read_text()
+            assert time.monotonic() < deadline, (self.folder / "log").read_text()
+            time.sleep(0.1)
 
     def _words(self, name: str, *arguments: str) -> list[str]:
         tool = _tool(name)
@@ -92,13 +84,3 @@ class Postgres:
                                command], capture_output=True, timeout=60, check=False,
                               env={**os.environ, "PGPASSWORD": self._password})
         return done.returncode == 0
-
-    def _remove(self) -> None:
-        if self._server is not None:
-            self._server.terminate()
-            try:
-                self._server.wait(10)
-            except subprocess.TimeoutExpired:
-                self._server.kill()
-                self._server.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)

@@ -9,14 +9,14 @@ import contextlib
 import os
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tests.rig import nodes
+from tests.rig.fixture import Fixture, end, new_folder
 from tests.rig.nodes import Nodes
 
 READY_S = 30.0
@@ -72,7 +72,7 @@ def why_not() -> str | None:
     return nodes.why_not()
 
 
-class Slurm:
+class Slurm(Fixture):
     """``count`` computing nodes named node1, node2, ... and one more for the controller. A context manager.
 
     ``grace_s`` is the time that preempted jobs have to end; ``min_job_age_s`` how long ended ones are remembered.
@@ -84,19 +84,6 @@ class Slurm:
         self.folder = Path()
         self._settings = {"grace_s": grace_s, "kill_wait_s": kill_wait_s, "min_job_age_s": min_job_age_s}
         self._daemons: dict[str, subprocess.Popen[str]] = {}
-
-    def __enter__(self) -> Slurm:
-        self.nodes.__enter__()
-        try:
-            self._begin()
-        except BaseException:
-            self._remove()
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        self._remove()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -146,8 +133,10 @@ class Slurm:
                         found.append(f"{name}: {pid} {words}")
         return found
 
-    def _begin(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # short, as a socket's path must be
+    def _make(self, undo: ExitStack) -> None:
+        self.folder = new_folder(undo, "slurm-")  # short, as a socket's path must be
+        undo.enter_context(self.nodes)  # leaving them ends what jobs left there
+        undo.callback(end, self._daemons.values(), 5.0)
         (self.folder / "state").mkdir()
         key = self.folder / "munge.key"
         key.write_bytes(os.urandom(1024))
@@ -203,16 +192,3 @@ class Slurm:
         """The end of a daemon's log, for failures."""
         texts = [path.read_text(errors="replace")[-2000:] for path in self.folder.glob(f"*{name}.log")]
         return "\n".join([*texts, (self.folder / f"{name}.said").read_text(errors="replace")[-2000:]])
-
-    def _remove(self) -> None:
-        for process in self._daemons.values():
-            process.terminate()
-        deadline = time.monotonic() + 5
-        for process in self._daemons.values():
-            try:
-                process.wait(timeout=max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self.nodes.__exit__(None, None, None)  # and what jobs left there
-        shutil.rmtree(self.folder, ignore_errors=True)
