@@ -8,7 +8,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import FrameType
 
 REPEAT_S = 0.1
@@ -18,7 +18,13 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def say(text: str) -> None:
     """One line on stderr, under the launcher's name."""
-    print(f"launch: {text}", file=sys.stderr, flush=True)
+    show([f"launch: {text}"])
+
+
+def show(lines: Iterable[str]) -> None:
+    """Lines on stderr as they are."""
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -16,26 +16,34 @@ import selectors
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distrib.documents import validate
 from distrib.errors import WorldError
 from launch.cluster import Cluster
-from launch.inbox import REPEAT_S, STOPS, say, signal_inbox
+from launch.inbox import REPEAT_S, STOPS, say, show, signal_inbox
 from launch.job import JobFolder
 from launch.keeper import keeping
 from launch.losses import SETTLE_S, Losses
 from launch.output import Output
 from launch.plan import Plan, build_plan, wrapped
-from launch.processes import adopt_orphans, adopted, exit_code, remove_shared_memory, signal_adopted, signal_group
+from launch.processes import (
+    UNKILLABLE_S,
+    adopted,
+    exit_code,
+    guard_process,
+    remove_shared_memory,
+    signal_adopted,
+    signal_group,
+    tell_guard,
+)
 from launch.report import (
     Ending,
     first_failure,
-    signal_name,
+    late_in_words,
+    stop_in_words,
     tell_failure,
     tell_loss,
     tell_losses,
@@ -43,9 +51,6 @@ from launch.report import (
 )
 from launch.restarts import Outcome, Restarts, found_fault, may_come_back, may_go_better
 from launch.topology import read_topology
-
-UNKILLABLE_S = 10.0
-"""Wait so long for killed processes; one that hangs in the kernel, as on a dead file server, may never go."""
 
 
 @dataclass(frozen=True)
@@ -214,8 +219,7 @@ class _Watch:
         if now >= self._kill_at:
             late = [rank for rank in self._processes if rank not in self._endings]
             if late and self._stop:
-                say(f"{len(late)} of {len(self._processes)} ranks did not end within "
-                    f"{self._plan.cluster.stop_grace_s:g} s and are killed")
+                say(late_in_words(len(late), len(self._processes), self._plan.cluster.stop_grace_s))
             self._kill(now)
 
     def _go_on_without(self, now: float) -> None:
@@ -271,8 +275,7 @@ class _Watch:
         # Trainers save on SIGTERM; few know SIGHUP, which says that the terminal is gone.
         self._send(signal.SIGTERM if number == signal.SIGHUP else number)
         self._kill_at = now + self._plan.cluster.stop_grace_s
-        say(f"{signal_name(number)}: passed on; ranks have {self._plan.cluster.stop_grace_s:g} s to save and end"
-            + (" (Ctrl-C again kills them)" if number == signal.SIGINT else ""))
+        say(stop_in_words(number, self._plan.cluster.stop_grace_s))
 
     def _collect(self) -> None:
         """Note which ranks have ended, without reaping them."""
@@ -310,30 +313,4 @@ class _Watch:
     def _tell(self, lines: list[str]) -> None:
         if lines:
             self._output.keep()
-        for line in lines:
-            print(line, file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def guard_process() -> Iterator[subprocess.Popen[bytes]]:
-    """The guard process, and this process as the one that adopts orphans."""
-    adopt_orphans()
-    guard = subprocess.Popen([sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py"))],
-                             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
-    try:
-        yield guard
-    finally:
-        guard.kill()  # not by closing its pipe: that would have it kill the groups, whose numbers may be reused
-        guard.wait()
-        assert guard.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            guard.stdin.close()
-        adopt_orphans(False)
-
-
-def tell_guard(guard: subprocess.Popen[bytes], group: int) -> None:
-    """Have the guard kill a process group if this process dies."""
-    assert guard.stdin is not None
-    with contextlib.suppress(BrokenPipeError):
-        guard.stdin.write(f"{group}\n".encode())
-        guard.stdin.flush()
+        show(lines)

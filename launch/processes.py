@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where the kernel keeps it
+UNKILLABLE_S = 10.0
+"""Wait so long for killed processes; one that hangs in the kernel, as on a dead file server, may never go."""
 
 
 def adopt_orphans(adopt: bool = True) -> None:
@@ -90,3 +94,28 @@ def remove_shared_memory(pid: int) -> None:
     for left in SHARED_MEMORY.glob(f"{pid}:{os.getuid()}:*"):
         with contextlib.suppress(OSError):
             left.unlink()
+
+
+@contextlib.contextmanager
+def guard_process() -> Iterator[subprocess.Popen[bytes]]:
+    """The guard process, and this process as the one that adopts orphans."""
+    adopt_orphans()
+    guard = subprocess.Popen([sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py"))],
+                             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield guard
+    finally:
+        guard.kill()  # not by closing its pipe: that would have it kill the groups, whose numbers may be reused
+        guard.wait()
+        assert guard.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            guard.stdin.close()
+        adopt_orphans(False)
+
+
+def tell_guard(guard: subprocess.Popen[bytes], group: int) -> None:
+    """Have the guard kill a process group if this process dies."""
+    assert guard.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        guard.stdin.write(f"{group}\n".encode())
+        guard.stdin.flush()

@@ -21,17 +21,17 @@ from pathlib import Path
 
 from distrib.errors import DistribError, StorageError, WorldError
 from launch.follow import Follower
-from launch.inbox import REPEAT_S, say, signal_inbox
+from launch.inbox import REPEAT_S, say, show, signal_inbox
 from launch.inbox import STOPS as LOCAL_STOPS
 from launch.job import JobFolder, RankReport, Start, read_tail
-from launch.local import UNKILLABLE_S, guard_process, tell_guard
 from launch.losses import SETTLE_S, Losses
 from launch.output import TAIL_LINES, copy_to_stdout
-from launch.processes import end_adopted, exit_code, signal_group
+from launch.processes import UNKILLABLE_S, end_adopted, exit_code, guard_process, signal_group, tell_guard
 from launch.report import (
     Ending,
     first_failure,
-    signal_name,
+    late_in_words,
+    stop_in_words,
     tell_failure,
     tell_loss,
     tell_losses,
@@ -180,8 +180,7 @@ class _Watch:
             self._kill_at = float("inf")
         elif now >= self._end_at:
             if self._stop and (late := self._silent()):
-                say(f"{len(late)} of {self._plan.size} ranks did not end within {self._stop_grace_s:g} s "
-                    "and are killed")
+                say(late_in_words(len(late), self._plan.size, self._stop_grace_s))
             signal_group(self._pid(), signal.SIGTERM)
             self._end_at, self._kill_at = float("inf"), now + LATE_S
 
@@ -205,7 +204,7 @@ class _Watch:
                     self._term_at = now
                     return
                 host = self._hosts_of([ending.rank])[0]
-                print(tell_loss(self._whole(ending), host, left, self._folder.logs), file=sys.stderr, flush=True)
+                show([tell_loss(self._whole(ending), host, left, self._folder.logs)])
                 if ending.rank == 0 and self._folder.job().attached:
                     self._relay = self._relay or self._follow("err")  # another speaks for all now
 
@@ -232,8 +231,7 @@ class _Watch:
             return
         self._stop, self._stopped_at = number, now
         self._ask_to_end(now, self._stop_grace_s + LATE_S)  # the supervisors kill at stop_grace_s
-        say(f"{signal_name(number)}: passed on; ranks have {self._stop_grace_s:g} s to save and end"
-            + (" (Ctrl-C again kills them)" if number == signal.SIGINT else ""))
+        say(stop_in_words(number, self._stop_grace_s))
 
     def _pid(self) -> int:
         assert self._process is not None
@@ -249,8 +247,7 @@ class _Watch:
             return self._end_well(endings, silent)
         self._tell_failure()
         if self._stop:
-            for line in tell_stop([e for e in endings if not e.unasked], signal.SIGTERM, self._folder.logs):
-                print(line, file=sys.stderr, flush=True)
+            show(tell_stop([e for e in endings if not e.unasked], signal.SIGTERM, self._folder.logs))
             return Outcome(128 + self._stop, self._stop, lost)
         first = first_failure(endings)
         if first is not None:
@@ -268,8 +265,7 @@ class _Watch:
 
     def _end_well(self, endings: Sequence[Ending], silent: Sequence[int]) -> Outcome:
         fates = self._losses.fates(endings) | dict.fromkeys(silent, "left no last word")
-        for line in tell_losses(fates):
-            print(line, file=sys.stderr, flush=True)
+        show(tell_losses(fates))
         if 0 in fates and self._folder.job().attached:
             if self._relay is None:
                 self._follow("err").pass_on()
@@ -286,8 +282,7 @@ class _Watch:
         if self._told or first_failure(self._endings()) is None:
             return
         self._told = True
-        for line in tell_failure([self._whole(ending) for ending in self._endings()], self._folder.logs):
-            print(line, file=sys.stderr, flush=True)
+        show(tell_failure([self._whole(ending) for ending in self._endings()], self._folder.logs))
 
 
 def _size(path: Path) -> int:

@@ -102,3 +102,14 @@ def tell_stop(endings: Sequence[Ending], asked: int, logs: Path | None) -> list[
     kept = f" (output of the other ranks: {logs})" if logs else ""
     return [f"launch: rank {ending.rank} {ending.how} when it was asked to stop{kept}"
             for ending in endings if not ending.unasked and ending.code not in fine]
+
+
+def stop_in_words(asked: int, grace_s: float) -> str:
+    """What becomes of a signal that asks the launcher to stop."""
+    return (f"{signal_name(asked)}: passed on; ranks have {grace_s:g} s to save and end"
+            + (" (Ctrl-C again kills them)" if asked == signal.SIGINT else ""))
+
+
+def late_in_words(late: int, size: int, grace_s: float) -> str:
+    """Of ranks that are still there after ``grace_s``."""
+    return f"{late} of {size} ranks did not end within {grace_s:g} s and are killed"

@@ -26,14 +26,21 @@ from launch.allocator import choose_allocator
 from launch.environment import Seat, locate, rank_environment
 from launch.job import Job, JobFolder, RankReport, Start
 from launch.placement import Place, Wishes, place
-from launch.processes import adopt_orphans, end_adopted, exit_code, remove_shared_memory, signal_adopted, signal_group
+from launch.processes import (
+    UNKILLABLE_S,
+    adopt_orphans,
+    end_adopted,
+    exit_code,
+    remove_shared_memory,
+    signal_adopted,
+    signal_group,
+)
 from launch.settings import removed_names
 from launch.topology import format_list, read_topology
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 LOOK_S = 0.5
 """How often the supervisor looks whether mpirun's daemon still lives."""
-UNKILLABLE_S = 10.0
 SIGN_S = 3.0
 """How often a rank of an elastic job gives a sign of life."""
 OF_MPI = ("OMPI_", "PMI_", "PMIX_", "MPI_LOCAL")
