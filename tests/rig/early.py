@@ -12,7 +12,7 @@ from typing import Any
 from distrib.cli import main
 from distrib.elastic.members import Members
 from distrib.elastic.wire import Wire
-from distrib.train import ledger, log, run
+from distrib.train import ledger, log, rank
 from distrib.train.loop import Trainer
 
 CODE = 9
@@ -24,13 +24,12 @@ POINTS: dict[str, tuple[Any, str, bool]] = {
     "before it records a step": (log.RunLog, "steps", False),
     "before it writes its ledger": (ledger.Ledger, "__call__", False),
     "in a validation": (Trainer, "_validation", False),
-    "before it writes the result": (run, "replace_file", False),
-    "after it wrote the result": (run, "replace_file", True),
+    "before it writes the result": (rank, "replace_file", False),
+    "after it wrote the result": (rank, "replace_file", True),
 }
 """Where, in words: (class or module, what of it, whether after it and not before)."""
-LATER = {"before it records a step": 30, "before it writes its ledger": 100, "in a validation": 2,
-         "before it writes the result": 3, "after it wrote the result": 3}
-"""How often it comes there first, if not once: `replace_file` writes two documents at the start."""
+LATER = {"before it records a step": 30, "before it writes its ledger": 100, "in a validation": 2}
+"""How often it comes there first, if not once."""
 
 
 def end_at(owner: Any, name: str, after: bool, times: int) -> None:
@@ -50,8 +49,8 @@ def end_at(owner: Any, name: str, after: bool, times: int) -> None:
 
 
 if __name__ == "__main__":
-    rank, point = sys.argv[1:3]
+    number, point = sys.argv[1:3]
     del sys.argv[1:3]
-    if os.environ["RANK"] == rank:
+    if os.environ["RANK"] == number:
         end_at(*POINTS[point], LATER.get(point, 1))
     sys.exit(main())
