@@ -33,9 +33,9 @@ $(BACKENDS): $(INSTALLED) $(wildcard distrib/comm/*_build.py distrib/comm/*.?pp)
 demo: $(INSTALLED) ## Real digits: prepare, train on two ranks, evaluate, export, predict
 	$(BIN)/python examples/digits/demo.py
 
-# Two files at a time: many a test waits more than it computes.
+# Two files at a time: many a test waits more than it computes. In their order, which has the long ones first.
 test: $(INSTALLED) $(BACKENDS) ## All tests
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(INSTALLED) ## Lint, types, import layers
 	$(BIN)/ruff check .

@@ -68,7 +68,7 @@ def results(process: subprocess.Popen[str]) -> dict[str, str | None]:
 
 
 @pytest.mark.timeout(LIMIT_S + 20)
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", [1, 3, *(pytest.param(size, marks=pytest.mark.soak) for size in (2, 4))])
 def test_collectives(start: Start, backend: Backend, size: int) -> None:
     for rank, process in enumerate(start_ranks(start, backend, "all", size)):
         answered = results(process)

@@ -22,7 +22,7 @@ from tests.rig.nodes import why_not
 
 OVERRIDES = ("train.steps=150", "evaluate.every_epochs=5")
 QUICK: dict[str, set[str]] = {
-    "gloo": {"rank 0 is killed", "rank 0 is killed during a regroup", "rank 0 gets SIGTERM",
+    "gloo": {"rank 0 is killed during a regroup", "rank 0 gets SIGTERM",
              "a bit flips in one of three", "all die, a byte of the newest checkpoint flips",
              "rank 0's cable is out for a while"},
     "oneccl": {"rank 0 is killed"},

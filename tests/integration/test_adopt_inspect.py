@@ -288,7 +288,7 @@ def test_torn_groups_of_others_are_refused(tmp_path: Path) -> None:
             record = json.dumps({"y": i % 2, "patient": f"P{i}"}).encode()
             members |= {f"{i}{split}.jpg": image(i), f"{i}{split}.json": record}
         write_tar(tmp_path / "s" / f"{split}.tar", members)
-    with pytest.raises(DataError, match="1 groups are in more than one of the given splits, such as P3"):
+    with pytest.raises(DataError, match="1 group is in more than one of the given splits, such as P3"):
         run_adopt(tmp_path / "s", label_field="y", group_field="patient", workers=1)
     run_adopt(tmp_path / "s", label_field="y", workers=1)
     duplicates = load_manifest(tmp_path / "s").duplicates
@@ -301,7 +301,7 @@ def test_torn_groups_of_others_are_refused(tmp_path: Path) -> None:
     ({"splits": ["test=*.tar"]}, "no shard .* in the train split"),
     ({"splits": ["train=*.tar", "val=data-valid*"]}, "data-valid-0.tar belongs to is unclear"),
     ({"label_field": "diagnosis"}, "18 of 18 samples"),
-    ({"label_field": "age"}, "1 classes"),
+    ({"label_field": "age"}, "of 1 class. "),
     ({"class_names": Path("/nonexistent/names.txt")}, "class names .* can not be read"),
     ({"on_bad": "maybe"}, "--on-bad 'maybe'"),
 ])

@@ -253,7 +253,7 @@ def test_several_classes(browser: Browser, made: Made, experiment: Path) -> None
                for part in parts)
     page.emulate_media(media="screen")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    with pytest.raises(DataError, match="classes are"):
+    with pytest.raises(DataError, match="the classes of"):
         run_report(wishes(made, made.runs[0], made.folder / "three"))
 
 
