@@ -5,8 +5,9 @@
 // thread computes. oneCCL's own worker is not used (CCL_WORKER_OFFLOAD=0): an error there ends the process, here
 // it is an exception.
 //
-// A communicator that failed is broken for good: what is pending or submitted later fails with the first reason,
-// and the communicator is leaked, because oneCCL may hang in destroying it.
+// A communicator that failed is broken for good: what is pending or submitted later fails with the first reason.
+// Once somebody is gone, communicators are leaked: oneCCL may hang in destroying them, or end the process because the
+// peer that keeps their addresses does not answer.
 //
 // This file reads no environment; oneCCL does, and oneccl.py sets it up.
 #include <torch/extension.h>
@@ -203,6 +204,7 @@ class Engine {
   void break_up(const CommunicatorPtr& comm, const std::string& reason) {
     std::lock_guard l(mutex_);
     if (comm->broken.empty()) comm->broken = reason;
+    somebody_gone_ = true;
     wake_.notify_all();
   }
 
@@ -212,6 +214,7 @@ class Engine {
     if (!comm->left.empty()) return;
     comm->left = who;
     comm->left_at = Clock::now();
+    somebody_gone_ = true;
   }
 
   // Why there is no use in waiting for the others; empty if there may be.
@@ -228,7 +231,14 @@ class Engine {
     std::unique_lock l(mutex_);
     if (comm->broken.empty()) wake_.wait_for(l, explanation, [&] { return stopping_ || !comm->broken.empty(); });
     if (comm->broken.empty()) comm->broken = comm->left.empty() ? reason : comm->left + ": " + reason;
+    somebody_gone_ = true;
     return comm->broken;
+  }
+
+  // Of any communicator of this process.
+  bool somebody_gone() {
+    std::lock_guard l(mutex_);
+    return somebody_gone_;
   }
 
   std::string broken(const CommunicatorPtr& comm) {
@@ -356,6 +366,7 @@ class Engine {
   std::condition_variable wake_;
   std::deque<Job> submitted_;
   bool stopping_ = false;
+  bool somebody_gone_ = false;
   std::thread thread_;
   std::vector<int> cpus_;
 };
@@ -595,7 +606,7 @@ class Group : public c10d::Backend {
   }
 
   ~Group() override {
-    if (!Engine::get().broken(comm_).empty()) new CommunicatorPtr(comm_);
+    if (Engine::get().somebody_gone()) new CommunicatorPtr(comm_);
   }
 
   const std::string getBackendName() const override { return "oneccl"; }
