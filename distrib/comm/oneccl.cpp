@@ -6,8 +6,8 @@
 // it is an exception.
 //
 // A communicator that failed is broken for good: what is pending or submitted later fails with the first reason.
-// Once somebody is gone, communicators are leaked: oneCCL may hang in destroying them, or end the process because the
-// peer that keeps their addresses does not answer.
+// Once one has failed, all are leaked: oneCCL may hang in destroying them, or end the process because the lost peer kept
+// their addresses. Who leaves in order destroys its own, and so do the others: groups can be made again.
 //
 // This file reads no environment; oneCCL does, and oneccl.py sets it up.
 #include <torch/extension.h>
@@ -204,7 +204,7 @@ class Engine {
   void break_up(const CommunicatorPtr& comm, const std::string& reason) {
     std::lock_guard l(mutex_);
     if (comm->broken.empty()) comm->broken = reason;
-    somebody_gone_ = true;
+    somebody_lost_ = true;
     wake_.notify_all();
   }
 
@@ -214,7 +214,6 @@ class Engine {
     if (!comm->left.empty()) return;
     comm->left = who;
     comm->left_at = Clock::now();
-    somebody_gone_ = true;
   }
 
   // Why there is no use in waiting for the others; empty if there may be.
@@ -231,14 +230,14 @@ class Engine {
     std::unique_lock l(mutex_);
     if (comm->broken.empty()) wake_.wait_for(l, explanation, [&] { return stopping_ || !comm->broken.empty(); });
     if (comm->broken.empty()) comm->broken = comm->left.empty() ? reason : comm->left + ": " + reason;
-    somebody_gone_ = true;
+    somebody_lost_ = true;
     return comm->broken;
   }
 
   // Of any communicator of this process.
-  bool somebody_gone() {
+  bool somebody_lost() {
     std::lock_guard l(mutex_);
-    return somebody_gone_;
+    return somebody_lost_;
   }
 
   std::string broken(const CommunicatorPtr& comm) {
@@ -366,7 +365,7 @@ class Engine {
   std::condition_variable wake_;
   std::deque<Job> submitted_;
   bool stopping_ = false;
-  bool somebody_gone_ = false;
+  bool somebody_lost_ = false;
   std::thread thread_;
   std::vector<int> cpus_;
 };
@@ -606,7 +605,7 @@ class Group : public c10d::Backend {
   }
 
   ~Group() override {
-    if (Engine::get().somebody_gone()) new CommunicatorPtr(comm_);
+    if (Engine::get().somebody_lost()) new CommunicatorPtr(comm_);
   }
 
   const std::string getBackendName() const override { return "oneccl"; }
