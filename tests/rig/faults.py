@@ -447,8 +447,9 @@ def run_storm(seed: int, faults: int, experiment: Path, run: Path,
     """A run of up to four ranks that meets ``faults`` random faults, several at once among them, and is then asked to
     end: (its last step, the digest of the weights after it, errors).
 
-    Ranks are killed, or stopped for ever, but one that lives; others join in their place. The run's
-    length must not matter to its weights.
+    Ranks are killed, or stopped for ever, but one that lives; others join in their place. Of those that train no more
+    than half are silent at a time: who hears less than half can not tell a cut network from the others' end, and must
+    end too. The run's length must not matter to its weights.
     """
     random_ = random.Random(seed)
     settings = ["comm.backend=gloo", f"comm.silence_s={SILENCE_S}", "train.ledger=true", "train.steps=1000000",
@@ -457,11 +458,18 @@ def run_storm(seed: int, faults: int, experiment: Path, run: Path,
     with World(run, 4, arguments, program=SLOWED) as world:
         world.until_step(5)
         trains, gone = set(range(4)), set[int]()
+        silent, seen = 0, 0  # so many were stopped, when that was the last step: nobody may miss them yet
         while faults > 0:
             time.sleep(random_.uniform(0.0, 1.0))
             if len(trains) > 1 and random_.random() < 0.6:
                 victims = random_.sample(sorted(trains), random_.randint(1, len(trains) - 1))
-                world.signal(signal.SIGSTOP if random_.random() < 0.2 else signal.SIGKILL, *victims)
+                if (step := world.records()[-1]["step"]) > seen + 1:
+                    silent, seen = 0, step
+                if random_.random() < 0.2 and silent + len(victims) <= (len(trains) + silent) // 2:
+                    world.signal(signal.SIGSTOP, *victims)
+                    silent, seen = silent + len(victims), world.records()[-1]["step"]
+                else:
+                    world.signal(signal.SIGKILL, *victims)
                 trains -= set(victims)
                 gone |= set(victims)
                 faults -= len(victims)
