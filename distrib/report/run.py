@@ -109,10 +109,11 @@ def check_alike(targets: Sequence[Path], data: Path | None) -> None:
             raise DataError(f"the classes of {target} are {some(theirs)}, those of {targets[0]} are {some(classes)}",
                             "their scores can not stand side by side, and nothing was judged",
                             "name runs and bundles of the same classes")
-    if data is None:
-        digest = load_manifest(folder).sha256
+    folders = {folder for _, folder in read}
+    if data is None and len(folders) > 1:  # a copy is the same dataset; one folder is, without a look
+        digests = {one: load_manifest(one).sha256 for one in folders}
         for target, (_, theirs_folder) in zip(targets, read, strict=True):
-            if load_manifest(theirs_folder).sha256 != digest:
+            if digests[theirs_folder] != digests[folder]:
                 raise DataError(f"{target} and {targets[0]} are of different datasets",
                                 "their scores can not stand side by side, and nothing was judged",
                                 "name one dataset for all with --data")

@@ -24,9 +24,8 @@ _SECONDS_BETWEEN_LINES = 10.0
 def keep_lines_up_to(path: Path, step: int) -> None:
     """Drop the lines of a JSON-lines file that speak of steps after ``step``, and a torn last line.
 
-    A run that goes on from a checkpoint does the steps after it again. The file is replaced, so
-    that a stopped writer that wakes up writes into the old one; on a full disk it is cut where it is. Raises
-    StorageError.
+    A run that goes on from a checkpoint does the steps after it again. The file is replaced, so that a stopped writer
+    that wakes up writes into the old one; on a full disk it is cut where it is. Raises StorageError.
     """
     with storage_errors(f"{path} could not be brought level with the checkpoint", "the run was not continued"):
         if not path.exists():

@@ -118,14 +118,14 @@ class Rank:
         assert state is not None
         # Mistakes show here, before anything is written.
         weights_K = class_weights(experiment.train, class_counts(self._samples.labels, len(self._samples.classes)))
-        order = training_order(experiment, self._samples)
+        order, steps = training_order(experiment, self._samples), total_steps(experiment, len(self._samples))
         validate = validator(experiment, self._settled.manifest, state.model, group)
         if not self._guard.agree(group, state.tensors(), state.exponents, state.progress):  # what all begin with
             self._go_back(state, group)
         while True:
-            self._writing.begin(experiment, self._settled.manifest, group, state.progress.step,
+            self._writing.begin(experiment, self._settled.manifest, group, state.progress.step, steps,
                                 compares=self._guard.compares)
-            trained, trainer = self._train_together(experiment, group, state, weights_K, order, validate)
+            trained, trainer = self._train_together(experiment, group, state, weights_K, order, steps, validate)
             if trained.pause is Pause.DISAGREED:
                 self._go_back(state, group)
             elif trained.pause is Pause.REGROUP:
@@ -154,9 +154,8 @@ class Rank:
         set_training(state.model)
 
     def _train_together(self, experiment: Experiment, group: Group, state: State, weights_K: Tensor | None,
-                        order: Order, validate: Validate | None) -> tuple[Trained, Trainer]:
+                        order: Order, steps: int, validate: Validate | None) -> tuple[Trained, Trainer]:
         train, data, samples, progress = experiment.train, experiment.data, self._samples, state.progress
-        steps = total_steps(experiment, len(samples))
         reduction = None
         if train.local_steps == 1:
             reduction = build_reduction(train, group, state.model, experiment.seed)

@@ -21,7 +21,6 @@ from distrib.train import ipex
 from distrib.train.agree import warn_of_other_processors
 from distrib.train.environment import describe_environment, record_environment
 from distrib.train.log import RunLog
-from distrib.train.loop import total_steps
 from distrib.train.places import places_of
 
 Tell = Callable[[str], None]
@@ -49,8 +48,9 @@ class Writing:
         """What takes this rank's share of a checkpoint; None if it has none."""
         return self._writer if self._leads else self._part
 
-    def begin(self, experiment: Experiment, manifest: Manifest, group: Group, step: int, *, compares: bool) -> None:
-        """Collective, at a step boundary. The leader opens the log and the checkpoints, if it did not lead before.
+    def begin(self, experiment: Experiment, manifest: Manifest, group: Group, step: int, total_steps: int, *,
+              compares: bool) -> None:
+        """Collective, after ``step``. The leader opens the log and the checkpoints, if it did not lead before.
 
         ``compares``: whether ranks compare their states before a checkpoint.
         """
@@ -72,8 +72,7 @@ class Writing:
         _begin(self._run, experiment, manifest, self._tell)
         for difference in record_environment(self._run, self._environment, step):
             self._tell(f"warning: the last bits may differ from an undisturbed run's: {difference}")
-        self._log = self._written.enter_context(
-            RunLog(self._run, first_step=step, total_steps=total_steps(experiment, len(manifest.samples("train")))))
+        self._log = self._written.enter_context(RunLog(self._run, first_step=step, total_steps=total_steps))
         self._log_members(self._log, step)
         self._writer = CheckpointWriter(self._run, experiment.checkpoint.keep_last, self._log.note,
                                         permitted=self._lease.is_ours, writers=writers)
