@@ -447,9 +447,9 @@ def run_storm(seed: int, faults: int, experiment: Path, run: Path,
     """A run of up to four ranks that meets ``faults`` random faults, several at once among them, and is then asked to
     end: (its last step, the digest of the weights after it, errors).
 
-    Ranks are killed, or stopped for ever, but one that lives; others join in their place. Of those that train no more
-    than half are silent at a time: who hears less than half can not tell a cut network from the others' end, and must
-    end too. The run's length must not matter to its weights.
+    Ranks are killed, or stopped for ever, but one that lives; others join in their place. Never are more silent
+    than are left: who hears less than half of those that are not known to be dead can not tell a cut network from the
+    others' end, and must end too. The run's length must not matter to its weights.
     """
     random_ = random.Random(seed)
     settings = ["comm.backend=gloo", f"comm.silence_s={SILENCE_S}", "train.ledger=true", "train.steps=1000000",
@@ -463,9 +463,12 @@ def run_storm(seed: int, faults: int, experiment: Path, run: Path,
             time.sleep(random_.uniform(0.0, 1.0))
             if len(trains) > 1 and random_.random() < 0.6:
                 victims = random_.sample(sorted(trains), random_.randint(1, len(trains) - 1))
-                if (step := world.records()[-1]["step"]) > seen + 1:
+                if (step := world.records()[-1]["step"]) > seen + 2:  # one was on its way, and one not recorded yet
                     silent, seen = 0, step
-                if random_.random() < 0.2 and silent + len(victims) <= (len(trains) + silent) // 2:
+                left, stops = len(trains) - len(victims), random_.random() < 0.2
+                if silent + (len(victims) if stops else 0) > left:
+                    continue
+                if stops:
                     world.signal(signal.SIGSTOP, *victims)
                     silent, seen = silent + len(victims), world.records()[-1]["step"]
                 else:
