@@ -148,11 +148,12 @@ class Report:
                 continue
             self._told[rank] = max(told, standing.score), kinds | causes.keys()
             why = "; ".join(causes.values())
+            work_s = float(f"{standing.work_s:.3g}")
             self._log.event("slow_rank", step, rank=rank, host=self._places[rank].host,
                             since_step=standing.slow_since, likely_cause=why or None,
-                            work_s=_round(standing.work_s), against_others=_round(standing.against_others),
+                            work_s=work_s, against_others=_round(standing.against_others),
                             against_past=_round(standing.against_past))
-            notes.append(f"slow: {who} takes {standing.work_s:.3g} s for its own work on a lane and step, "
+            notes.append(f"slow: {who} takes {work_s:.3g} s for its own work on a lane and step, "
                          f"{_how_slow(standing, len(standings))}, since step {standing.slow_since}; "
                          + (f"likely cause: {why}" if why else "neither it nor its node shows a cause"))
         for note in notes[:_MOST_NOTES]:
