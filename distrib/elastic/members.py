@@ -377,7 +377,8 @@ def _number_of(place: Place | None, places: Mapping[int, Place]) -> int:
 
 def _cut_off(known: Knowledge) -> WorldError:
     heard = len(known.view.members) - len(known.lost)
-    return WorldError(f"this rank hears {heard} of {len(known.view.members)} ranks, itself included, and those it does "
-                      "not hear may go on", "it was ended so that no two models are trained from one run",
+    fact = f"this rank hears {heard} of {len(known.view.members)} ranks, itself included, and those it does not hear " \
+        "may go on" if known.lost else "the others go on without this rank, of which they heard nothing for too long"
+    return WorldError(fact, "it was ended so that no two models are trained from one run",
                       "look at the network between the hosts; start again to go on from the newest checkpoint")
 

@@ -38,7 +38,7 @@ from distrib.train.loop import Pause, Progress, Trained, Trainer, Validate, tota
 from distrib.train.optimise import class_weights
 from distrib.train.paces import build_pace
 from distrib.train.reduction import Stop
-from distrib.train.reductions import build_reduction
+from distrib.train.reductions import WORDS, build_reduction, build_words
 from distrib.train.settle import Settled
 from distrib.train.state import State, fresh_state, level, restore
 from distrib.train.watch import build_watch
@@ -274,6 +274,12 @@ class Rank:
         if self._leads:
             self._tell_user(text)
 
+    def load(self) -> None:
+        """Import and compile what the first step wants: while a rank that joins does that, the others wait for it."""
+        if self._settled.experiment.train.reduction in WORDS:
+            build_words(self._settled.experiment.train)
+        self._imports.join()
+
     def __enter__(self) -> Rank:
         return self
 
@@ -286,5 +292,6 @@ def _listed(values: Iterable[object]) -> str:
 
 
 def _import_ahead() -> None:
-    for module in ("tensorboard.compat.proto.event_pb2", "tensorboard.summary.writer.record_writer", "distrib.metrics"):
+    for module in ("torch._dynamo",  # which the first optimizer asks for
+                   "tensorboard.compat.proto.event_pb2", "tensorboard.summary.writer.record_writer", "distrib.metrics"):
         importlib.import_module(module)

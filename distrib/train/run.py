@@ -61,6 +61,8 @@ def run_train(settled: Settled, world: World, tell: Tell, *, join: bool = False)
 def _train_elastically(rank: Rank, link: Link, *, join: bool) -> dict[str, Any]:
     """Train in one view after another, until the run ends or this rank may not go on."""
     with rank:
+        if join:
+            rank.load()  # now, while the others need not wait
         try:
             group = link.join() if join else link.meet()
         except StorageError as error:  # of the run's folder: whoever leads next would meet it too

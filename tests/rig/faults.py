@@ -46,6 +46,7 @@ class World:
         """``inside``: the run's folder as ranks see it. ``logs``: what names the files of their stderr begin with."""
         self.run, self.size, self.arguments = run, size, [*arguments, "--run", inside or run]
         self._logs = logs or run
+        self._hurry = self._logs.with_name(f"{self._logs.name}.hurry")
         self._program = list(program) or [sys.executable, "-m", "distrib"]
         self._elastic, self._port = elastic, free_port()
         self.ranks: list[subprocess.Popen[str]] = []
@@ -80,7 +81,8 @@ class World:
         argv = [*self._program, "train", *map(str, self.arguments), "--json", *words]
         number = len(self.ranks)
         with self._logs.with_name(f"{self._logs.name}.{number}.err").open("w") as err:
-            self.ranks.append(self.spawn(argv, {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}, err))
+            self.ranks.append(self.spawn(argv, {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
+                                                "QUICK_WHEN": str(self._hurry), **environment}, err))
 
     def spawn(self, argv: list[str], environment: Mapping[str, str], err: TextIO) -> subprocess.Popen[str]:
         return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=err, text=True,
@@ -89,6 +91,10 @@ class World:
     def join(self) -> None:
         """Start one rank more."""
         self.start({}, "--join")
+
+    def hurry(self) -> None:
+        """From now on ranks that were slowed are as quick as others."""
+        self._hurry.touch()
 
     def signal(self, number: int, *ranks: int) -> None:
         for rank in ranks:
@@ -218,7 +224,10 @@ def kill_in_a_checkpoint(world: World) -> None:
 
 
 def add(world: World) -> None:
+    """Done when the others let it in: what it imports before keeps nobody waiting."""
     world.join()
+    world.until(lambda: "joined: 1 rank" in world.errors())
+    world.hurry()
 
 
 def terminate(world: World) -> None:
@@ -338,8 +347,7 @@ def stop_and_go_on(rank: int, seconds: float) -> Callable[[World], None]:
 def kill_as_one_joins(*ranks: int) -> Callable[[World], None]:
     """They die when a new rank is in the view, and has nothing of the state yet."""
     def act(world: World) -> None:
-        world.join()
-        world.until(lambda: "joined: 1 rank" in world.errors())
+        add(world)
         world.signal(signal.SIGKILL, *ranks)
     return act
 
@@ -358,7 +366,7 @@ FAULTS = [
     Fault("rank 0 is killed in a checkpoint", kill_in_a_checkpoint, lost=(0,), overrides=("checkpoint.every_steps=5",)),
     Fault("a rank is stopped", stop(1), lost=(1,), silent=True),
     Fault("rank 0 is stopped", stop(0), lost=(0,), silent=True),
-    Fault("a rank is added", add),
+    Fault("a rank is added", add, program=SLOWED),
     Fault("a bit flips in one of three", flip(2), program=FLIP, overrides=("guard.every_steps=10",),
           most_done_again=10),
     Fault("a bit flips in one of two", flip(0), size=2, program=FLIP, overrides=("guard.every_steps=10",),
@@ -373,8 +381,8 @@ FAULTS = [
     Fault("all ranks get SIGTERM", terminate, again=True, lost=(0, 1, 2)),
     Fault("rank 0 is stopped and goes on later", stop_and_go_on(0, 3 * SILENCE_S), lost=(0,), silent=True,
           says=CUT_OFF),
-    Fault("a rank, and then rank 0, die as another joins", kill_as_one_joins(1, 0), lost=(1, 0)),
-    Fault("who joins dies at once", kill_as_one_joins(3), lost=(3,)),
+    Fault("a rank, and then rank 0, die as another joins", kill_as_one_joins(1, 0), lost=(1, 0), program=SLOWED),
+    Fault("who joins dies at once", kill_as_one_joins(3), lost=(3,), program=SLOWED),
     *(Fault(f"rank {rank} ends {point}", ends_by_itself(rank), lost=(rank,), program=ends(rank, point))
       for rank, point in ((0, "before it records a step"), (1, "before it writes its ledger"), (0, "in a validation"),
                           (0, "before it writes the result"), (0, "after it wrote the result"))),
@@ -461,6 +469,7 @@ def run_storm(seed: int, faults: int, experiment: Path, run: Path,
         silent, seen = 0, 0  # so many were stopped, when that was the last step: nobody may miss them yet
         while faults > 0:
             time.sleep(random_.uniform(0.0, 1.0))
+            assert all(world.ranks[rank].poll() is None for rank in trains), world.errors()
             if len(trains) > 1 and random_.random() < 0.6:
                 victims = random_.sample(sorted(trains), random_.randint(1, len(trains) - 1))
                 if (step := world.records()[-1]["step"]) > seen + 2:  # one was on its way, and one not recorded yet
