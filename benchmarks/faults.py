@@ -24,9 +24,8 @@ from digits import EXPERIMENT, make_digits
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from tests.rig.faults import FAULTS, LAUNCHED, SILENCE_S, Outcome, World, run_fault  # noqa: E402
+from tests.rig.faults import FAULTS, LAUNCHED, SILENCE_S, Outcome, World, held, run_fault  # noqa: E402
 from tests.rig.launched import LAUNCHERS, launched  # noqa: E402
-from tests.rig.nodes import make_quota  # noqa: E402
 
 SETTINGS = ("train.steps=200", "checkpoint.every_steps=20", "evaluate.every_epochs=5")
 
@@ -72,32 +71,34 @@ def show(name: str, size: int, outcome: Outcome, whole: str, more: str = "") -> 
 
 
 def held_back(folder: Path, experiment: Path, settings: tuple[str, ...]) -> None:
-    """Images a second of two ranks on a core each; with one held to half a core; and with lanes that move from it."""
-    speeds = []
-    cases = ((None, "false"), (0.5, "false"), (0.5, "true"))
-    for number, (cores, moves) in enumerate(cases):
-        run = folder / f"held-{number}"
+    """Images a second of two ranks on a core each, before, while and after one is held to half a core; with lanes that
+    stay, and with lanes that move from it. Compared within a run, since a machine's pace changes by itself."""
+    for moves in ("false", "true"):
         arguments: list[str | Path] = [experiment]
-        for setting in (*settings, "train.steps=1500", "train.lanes=16", "train.global_batch=256", "comm.backend=gloo",
-                        "watch.every_s=2", f"comm.move_lanes={moves}", "checkpoint.every_steps=0",
-                        "evaluate.every_epochs=100"):
+        for setting in (*settings, "train.steps=100000", "train.lanes=16", "train.global_batch=256",
+                        "comm.backend=gloo", "watch.every_s=2", f"comm.move_lanes={moves}", "checkpoint.every_steps=0",
+                        "evaluate.every_epochs=100000"):
             arguments += ["--set", setting]
-        with World(run, 2, arguments) as world:
+        with World(folder / f"held-{moves}", 2, arguments) as world:
             for rank, process in enumerate(world.ranks):
                 os.sched_setaffinity(process.pid, {rank})
             world.until_step(20)
-            group = make_quota(f"held-{os.getpid()}", cores)[0] if cores else None
-            if group is not None:
-                (group / "cgroup.procs").write_text(str(world.ranks[1].pid))
-            time.sleep(20.0)
-            records = world.records()
-        if group is not None:
-            group.rmdir()
-        late = [record for record in records if record["time"] > records[-1]["time"] - 8.0]
-        speeds.append(256 * (len(late) - 1) / (late[-1]["time"] - late[0]["time"]))
-    could = speeds[0] * 0.75
-    print(f"a rank held to half a core: {speeds[1] / could:.2f} of what the cores could give; "
-          f"with lanes that move: {speeds[2] / could:.2f} ({', '.join(f'{speed:.0f}' for speed in speeds)} images/s)")
+            before = speed_after(world, 45.0)
+            with held(world.ranks[1].pid, 0.5):
+                meanwhile = speed_after(world, 45.0)
+            after = speed_after(world, 45.0)
+        could = (before + after) / 2 * 0.75
+        print(f"a rank held to half a core, lanes {'move' if moves == 'true' else 'stay'}: {meanwhile / could:.2f} of "
+              f"what the cores could give ({before:.0f}, {meanwhile:.0f}, {after:.0f} images/s before, meanwhile, after)",
+              flush=True)
+
+
+def speed_after(world: World, wait_s: float) -> float:
+    """Images a second of the last 30 s."""
+    time.sleep(wait_s)
+    records = world.records()
+    late = [float(record["time"]) for record in records if record["time"] > time.time() - 30.0]
+    return 256 * (len(late) - 1) / (late[-1] - late[0])
 
 
 def undisturbed(run: Path, experiment: Path, settings: tuple[str, ...]) -> str:

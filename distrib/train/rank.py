@@ -276,9 +276,10 @@ class Rank:
 
     def load(self) -> None:
         """Import and compile what the first step wants: while a rank that joins does that, the others wait for it."""
+        self._imports.join()  # first: two threads that import what imports each other may see a half of it
+        importlib.import_module("torch._dynamo")  # which the first optimizer asks for
         if self._settled.experiment.train.reduction in WORDS:
             build_words(self._settled.experiment.train)
-        self._imports.join()
 
     def __enter__(self) -> Rank:
         return self
@@ -292,6 +293,5 @@ def _listed(values: Iterable[object]) -> str:
 
 
 def _import_ahead() -> None:
-    for module in ("torch._dynamo",  # which the first optimizer asks for
-                   "tensorboard.compat.proto.event_pb2", "tensorboard.summary.writer.record_writer", "distrib.metrics"):
+    for module in ("tensorboard.compat.proto.event_pb2", "tensorboard.summary.writer.record_writer", "distrib.metrics"):
         importlib.import_module(module)

@@ -98,6 +98,7 @@ class World:
 
     def signal(self, number: int, *ranks: int) -> None:
         for rank in ranks:
+            assert self.ranks[rank].poll() is None, self.errors()
             os.kill(self.ranks[rank].pid, number)
 
     def records(self) -> list[dict[str, Any]]:
@@ -264,18 +265,24 @@ def cut_short(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
+@contextlib.contextmanager
+def held(pid: int, cores: float) -> Iterator[None]:
+    """A process gets no more than so many cores."""
+    group, _ = make_quota(f"held-{os.getpid()}", cores)
+    procs = "cgroup.procs"
+    try:
+        Path(group, procs).write_text(str(pid))
+        yield
+    finally:
+        for one in Path(group, procs).read_text().split():
+            Path(group.parent, procs).write_text(one)
+        group.rmdir()
+
+
 def hold_back(world: World) -> None:
     """Rank 1 gets half a core for five seconds."""
-    group, _ = make_quota(f"held-{os.getpid()}", 0.5)
-    procs = "cgroup.procs"
-    home = Path(group.parent, procs)
-    try:
-        Path(group, procs).write_text(str(world.ranks[1].pid))
+    with held(world.ranks[1].pid, 0.5):
         time.sleep(5.0)
-    finally:
-        for pid in Path(group, procs).read_text().split():
-            home.write_text(pid)
-        group.rmdir()
 
 
 def fill_disk(world: DiskWorld) -> None:
