@@ -98,18 +98,25 @@ class DataConfig(Section):
             raise ValueError(f"data.fold = {self.fold} is none of data.folds = {self.folds}; they count from 0")
         return self
 
+    @property
+    def learns_val(self) -> bool:
+        """Whether the dataset's validation split is cut into the folds, so that some of it is trained on."""
+        return self.folds is not None and "val" in self.fold_over
+
 
 class StartConfig(Section):
     """What `distrib train --from` took weights from; written by it, and of no use in an experiment's file."""
 
     source: str
-    """Written by `distrib train --from`, as the next three: the run or bundle that was started from."""
+    """Written by `distrib train --from`, as the next four: the run or bundle that was started from."""
     weights_sha256: Sha256
     """Digest of its weights, of which the run keeps a copy."""
     classes: tuple[str, ...]
     """Its classes: their rows of the head are taken over, by name."""
     datasets: tuple[Sha256, ...]
     """Seals of the datasets that it, and what it started from itself, was trained on."""
+    in_folds: tuple[Sha256, ...] = ()
+    """Of these, the ones whose validation split was cut into folds with the training split: it learnt from both."""
 
 
 class ModelConfig(Section):

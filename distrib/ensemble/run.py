@@ -87,8 +87,9 @@ def _experiment(members: Sequence[Trained], held_out: HeldOut, wishes: Wishes) -
     starts = [member.experiment.model.start for member in members if member.experiment.model.start is not None]
     start = None
     if starts:  # so that `promote` knows every dataset that was trained on
-        datasets = tuple(dict.fromkeys(one for start in starts for one in start.datasets))
-        start = starts[0].model_copy(update={"datasets": datasets})
+        start = starts[0].model_copy(update={name: tuple(dict.fromkeys(one for start in starts
+                                                                       for one in getattr(start, name)))
+                                             for name in ("datasets", "in_folds")})
     evaluate = first.evaluate.model_copy(update={"metric": wishes.metric or first.evaluate.metric})
     return first.model_copy(update={
         "data": held_out.data.model_copy(update={"image_size": side}), "evaluate": evaluate,

@@ -178,16 +178,16 @@ def _check_leaks(loaded: LoadedBundle, candidate: Path, manifest: Manifest, samp
     known = [manifest, *map(load_manifest, trained_on)]
     with contextlib.suppress(ManifestError):  # it may have been moved
         known.append(load_manifest(data.dataset))
-    start = experiment.model.start
-    in_folds = data.folds is not None and "val" in data.fold_over
-    for recorded in dict.fromkeys((loaded.bundle.dataset_sha256, *(start.datasets if start is not None else ()))):
+    start, own = experiment.model.start, loaded.bundle.dataset_sha256
+    in_folds = {*((own,) if data.learns_val else ()), *(start.in_folds if start is not None else ())}
+    for recorded in dict.fromkeys((own, *(start.datasets if start is not None else ()))):
         found = next(((one, version) for one in known if (version := version_of(one, recorded)) is not None), None)
         if found is None:
-            whose = "" if recorded == loaded.bundle.dataset_sha256 else "the start of "
+            whose = "" if recorded == own else "the start of "
             raise DataError(f"the dataset that {whose}{candidate} was trained on is not known here",
                             "whether it has seen the test can not be known, so it was not promoted",
                             "name its folder with --trained-on")
-        if leaked := leaks(samples, seen_by(found[0], samples.split, found[1], in_folds=in_folds)):
+        if leaked := leaks(samples, seen_by(found[0], samples.split, found[1], in_folds=recorded in in_folds)):
             group = samples.groups[samples.keys.index(leaked[0])]
             raise DataError(f"{len(leaked)} of {len(samples)} {samples.split} samples are of groups or images that "
                             f"{candidate} was trained on, such as {leaked[0]} of group {group}",

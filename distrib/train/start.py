@@ -41,9 +41,11 @@ def with_start(settled: Settled, tell: Tell) -> tuple[Settled, Mapping[str, Tens
     read = _read_source(settled.source, tell)
     if (told := seen_validation(settled, read.experiment.data, read.dataset_sha256, read.classes)) is not None:
         tell(told)
+    before, own = read.experiment.model.start, (read.dataset_sha256,)
     start = StartConfig(source=str(settled.source), weights_sha256=weights_sha256(read.tensors), classes=read.classes,
-                        datasets=(*(read.experiment.model.start.datasets if read.experiment.model.start else ()),
-                                  read.dataset_sha256))
+                        datasets=(*(before.datasets if before else ()), *own),
+                        in_folds=(*(before.in_folds if before else ()),
+                                  *(own if read.experiment.data.learns_val else ())))
     model = settled.experiment.model.model_copy(update={"start": start})
     return settled.with_experiment(settled.experiment.model_copy(update={"model": model})), read.tensors
 

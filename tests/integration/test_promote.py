@@ -56,6 +56,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make(here, "bad", 1)
         make(here, "cheat", 3, f"data.dataset={here / 'leaky'}")
         make(here, "later", 1, source=here / "cheat-run")
+        make(here, "fold", 1, "data.folds=2", "data.fold=0")
+        make(here, "after-fold", 1, source=here / "fold-run")
     return here
 
 
@@ -150,8 +152,11 @@ def test_a_planted_leak_is_refused(place: Path, tmp_path: Path) -> None:
         promote(place, "later", registry)
     with pytest.raises(DataError, match=cheat):
         promote(place, "later", registry, trained_on=[place / "leaky"])
+    for name in ("fold", "after-fold"):
+        with pytest.raises(DataError, match=r"60 of 60 val samples .* trained on"):
+            promote(place, name, registry, split="val")
     assert not registry.exists()
-    assert promote(place, "good", registry)["promoted"]
+    assert promote(place, "good", registry, split="val")["promoted"]
 
 
 def test_the_test_is_frozen(place: Path, tmp_path: Path) -> None:
