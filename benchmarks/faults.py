@@ -89,8 +89,8 @@ def held_back(folder: Path, experiment: Path, settings: tuple[str, ...]) -> None
             after = speed_after(world, 45.0)
         could = (before + after) / 2 * 0.75
         print(f"a rank held to half a core, lanes {'move' if moves == 'true' else 'stay'}: {meanwhile / could:.2f} of "
-              f"what the cores could give ({before:.0f}, {meanwhile:.0f}, {after:.0f} images/s before, meanwhile, after)",
-              flush=True)
+              f"what the cores could give ({before:.0f}, {meanwhile:.0f}, {after:.0f} images/s before, meanwhile and "
+              "after)", flush=True)
 
 
 def speed_after(world: World, wait_s: float) -> float:
