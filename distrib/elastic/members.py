@@ -61,9 +61,11 @@ class Members:
         self._places: dict[int, Place] = {}
         self._missing: dict[int, tuple[float, float]] = {}
         """Members that are not connected: since when, and when they were last called."""
-        self._next: Word | None = None
+        self._next: tuple[Word, Any] | None = None
+        """The next view, and the store for it that this member keeps, if it chose that view."""
         self._told: Report | None = None
         self._store: Any = None
+        """For the present view, if this member keeps it."""
 
     # What the thread of training calls.
 
@@ -156,7 +158,7 @@ class Members:
             with self._changed:
                 self._changed.wait_for(self._is_due, 0.05)
                 if self._next is not None:
-                    return self._enter(self._next)
+                    return self._enter(*self._next)
                 self._refuse()
                 decision = self._known.decide() if self.me >= 0 else Decision(Verdict.WAIT)
                 if time.monotonic() > deadline:
@@ -232,10 +234,9 @@ class Members:
                     self._known = known.pass_over(token)
                     self._tell()
             return
-        # The store closes when the view ends: whoever waits for it then wakes.
         from torch._C._distributed_c10d import TCPStore
 
-        self._store = TCPStore(self.place.address, 0, None, is_master=True, wait_for_workers=False)
+        store = TCPStore(self.place.address, 0, None, is_master=True, wait_for_workers=False)
         with self._changed:
             if self._known.decide() != decision:  # somebody was lost meanwhile; the lease is kept for the next try
                 self._known = self._known.pass_over(epoch)
@@ -253,19 +254,20 @@ class Members:
                 places[member], positions[member] = peer.place, NOTHING_YET
             lost = tuple(member for member in known.view.members if member not in decision.live)
             entered = Regrouped(view, places, positions, most_advanced(positions), lost,
-                                (self.place.address, self._store.port))
+                                (self.place.address, store.port))
             message = {"before": known.view.epoch, **entered.as_word()}
             for peer in self._wire.peers:
                 number = next((member for member, other in new.items() if other is peer), peer.member)
                 if number in view.members:
                     self._wire.send(peer, {"next": message, "you": number})
-            self._next = {"next": message, "you": known.me}
+            self._next = {"next": message, "you": known.me}, store
         self._wire.poke()
 
-    def _enter(self, word: Word) -> Regrouped:
+    def _enter(self, word: Word, store: Any) -> Regrouped:
         entered = Regrouped.of(word["next"])
         view = entered.view
         self._next = self._told = None
+        self._store = store
         self._places = dict(entered.places)
         if self.me < 0:
             self._known = Knowledge(int(word["you"]), View(view.epoch - 1, view.members, view.next_member))
@@ -317,7 +319,7 @@ class Members:
             self._changed.notify_all()
         elif "next" in word:
             if self.me < 0 or self._known.may_enter(int(word["next"]["before"])):
-                self._next = word
+                self._next = word, None
                 self._changed.notify_all()
             else:
                 self._answer(peer)
@@ -350,7 +352,7 @@ class Members:
     def _sync_alarm(self) -> None:
         if self._known.agreeing:
             self.alarm.set()
-            self._store = None  # wakes whoever waits for it
+            self._store = None  # it closes, which wakes whoever waits for it
         else:
             self.alarm.clear()
 

@@ -7,7 +7,9 @@ import json
 import socket
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch._C._distributed_c10d import HashStore
@@ -18,6 +20,7 @@ from distrib.elastic.lease import Lease
 from distrib.elastic.link import Link
 from distrib.elastic.members import Members, ViewEndedError
 from distrib.elastic.membership import NOTHING_YET, Position
+from distrib.elastic.words import Regrouped
 from distrib.errors import CheckpointError, WorldError
 from distrib.rundir import RunDir
 from distrib.world import World
@@ -109,6 +112,24 @@ def test_a_list_of_members_that_can_not_be_written_is_told_and_ends_nothing(tmp_
         link._publish_if_possible()
     assert "members.json could not be written" in said[0]
     assert "No rank can join the run" in said[0]
+
+
+def test_the_next_view_keeps_its_store_whatever_is_still_heard_in_the_last() -> None:
+    class Interrupted(Members):
+        def _enter(self, *what: Any) -> Regrouped:
+            self._learn(replace(self._known))  # as when a report comes once more
+            return super()._enter(*what)
+
+    store = HashStore()
+    store.set("members/1", place(closed_port()))
+    with Interrupted("near", "127.0.0.1", LONG_S / 20, LONG_S, 8) as members:
+        members.meet(0, 2, 0, store, quiet)
+        entered = members.regroup(Position(3), lambda epoch, _: (epoch, True), LONG_S)
+        assert entered.view.members == (0,)
+        socket.create_connection(entered.store, 1.0).close()
+        members._lose(0, dead=False)  # the view is over: who waits for its store wakes
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(entered.store, 1.0)
 
 
 def test_a_store_whose_keeper_died_is_waited_for_no_longer_than_the_view_lasts() -> None:
