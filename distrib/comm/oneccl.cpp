@@ -293,7 +293,10 @@ class Engine {
           if (!idle || Clock::now() - moved_at > spin)
             wake_.wait_for(l, idle ? poll_waiting : poll_computing);
         }
-        if (stopping_) return;  // what is pending stays so: the process ends
+        if (stopping_) {  // what is pending stays so, and is leaked: to destroy an event that did not end is an error
+          new std::deque<Job>(std::move(jobs));
+          return;
+        }
         while (!submitted_.empty()) {
           jobs.push_back(std::move(submitted_.front()));
           submitted_.pop_front();
