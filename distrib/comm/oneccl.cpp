@@ -179,6 +179,7 @@ class Engine {
   static constexpr microseconds spin{1000}, poll_waiting{20}, poll_computing{100};
   static constexpr int max_in_flight = 8;  // parts of a group that are under way at once
   static constexpr milliseconds explanation{1000};  // how long a failure waits for the watch to say which peer is lost
+  static constexpr milliseconds farewell{1000};  // how long the thread is waited for at the end
   static constexpr milliseconds patience{4000};     // how long a collective may stand still after a peer has left
 
   static Engine& get() {
@@ -252,14 +253,17 @@ class Engine {
   }
 
   void stop() {
-    std::thread thread;
-    {
-      std::lock_guard l(mutex_);
-      stopping_ = true;
-      thread.swap(thread_);
-    }
+    std::unique_lock l(mutex_);
+    stopping_ = true;
     wake_.notify_all();
-    if (thread.joinable()) thread.join();
+    if (!thread_.joinable()) return;
+    // oneCCL may wait for a peer that has ended, for ever: then the end of the process ends the thread.
+    const bool ended = wake_.wait_for(l, farewell, [&] { return ended_; });
+    std::thread thread;
+    thread.swap(thread_);
+    l.unlock();
+    if (ended) thread.join();
+    else thread.detach();
   }
 
  private:
@@ -295,6 +299,8 @@ class Engine {
         }
         if (stopping_) {  // what is pending stays so, and is leaked: to destroy an event that did not end is an error
           new std::deque<Job>(std::move(jobs));
+          ended_ = true;
+          wake_.notify_all();
           return;
         }
         while (!submitted_.empty()) {
@@ -367,7 +373,7 @@ class Engine {
   std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<Job> submitted_;
-  bool stopping_ = false;
+  bool stopping_ = false, ended_ = false;  // the thread shall end, and has
   bool somebody_lost_ = false;
   std::thread thread_;
   std::vector<int> cpus_;
