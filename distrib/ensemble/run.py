@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +88,16 @@ def _experiment(members: Sequence[Trained], held_out: HeldOut, wishes: Wishes) -
     starts = [member.experiment.model.start for member in members if member.experiment.model.start is not None]
     start = None
     if starts:  # so that `promote` knows every dataset that was trained on
-        start = starts[0].model_copy(update={name: tuple(dict.fromkeys(one for start in starts
-                                                                       for one in getattr(start, name)))
-                                             for name in ("datasets", "in_folds")})
+        start = starts[0].model_copy(update={"datasets": _each_once(one.datasets for one in starts),
+                                             "in_folds": _each_once(one.in_folds for one in starts)})
     evaluate = first.evaluate.model_copy(update={"metric": wishes.metric or first.evaluate.metric})
     return first.model_copy(update={
         "data": held_out.data.model_copy(update={"image_size": side}), "evaluate": evaluate,
         "model": first.model.model_copy(update={"start": start})})
+
+
+def _each_once(digests: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(chain.from_iterable(digests)))
 
 
 def _module(modules: Sequence[nn.Module], decided: Decided, classes: Sequence[str], experiment: Experiment,

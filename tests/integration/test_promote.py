@@ -156,7 +156,8 @@ def test_a_planted_leak_is_refused(place: Path, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"60 of 60 val samples .* trained on"):
             promote(place, name, registry, split="val")
     assert not registry.exists()
-    assert promote(place, "good", registry, split="val")["promoted"]
+    assert promote(place, "good", registry)["promoted"]
+    assert promote(place, "good", tmp_path / "by-val", split="val")["promoted"]
 
 
 def test_the_test_is_frozen(place: Path, tmp_path: Path) -> None:
