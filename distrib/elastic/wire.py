@@ -56,7 +56,8 @@ class Wire:
     """``changed`` guards all that the thread and its owner share; the callbacks are called with it held.
 
     ``hear``: of a word from a trusted peer; what it raises of ValueError, KeyError, TypeError and AttributeError ends
-    the connection. ``gone``: of a peer whose connection has ended. ``tick``: now and then, with the time.
+    the connection. ``gone``: of a peer whose connection has ended. ``tick``: now and then, with the
+    time up to which all that had come was heard.
     """
 
     def __init__(self, address: str, beat_s: float, changed: threading.Condition, hear: Callable[[Peer, Word], None],
@@ -121,6 +122,7 @@ class Wire:
     def _run(self) -> None:
         beat_at = 0.0
         while not self._closing:
+            asked_at = time.monotonic()  # who spoke since may be unread, however long this thread stood still
             for key, events in self._selector.select(self._beat_s / 4):
                 if key.fileobj is self._listener:
                     self._accept()
@@ -138,7 +140,7 @@ class Wire:
                     for peer in self.peers:
                         if peer.is_trusted:
                             self.send(peer, {})
-                self._tick(now)
+                self._tick(asked_at)
                 for peer in self.peers:
                     mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if peer.unsent else 0)
                     if self._selector.get_key(peer.socket).events != mask:
