@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--launcher", default="none", choices=("none", *LAUNCHERS))
     parser.add_argument("--only", default="", help="Faults whose name has this in it.")
     wanted = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and end the ranks
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         settings = (*SETTINGS, f"data.dataset={make_digits(folder)}")
