@@ -58,6 +58,7 @@ class Rank:
         self.leaves = False
         """Whether this rank was asked to end, and the others go on."""
         self._by_hand = by_hand
+        self._spared = False
         self._settled, self._run, self._link = settled, settled.run, link
         self._stop_wanted, self._tell_user = stop_wanted, tell
         self._counts: list[int] = []
@@ -114,6 +115,7 @@ class Rank:
                 self._guard = self._new_guard(self._experiment)
         experiment = self._experiment
         self._prepare(experiment, group)
+        self._spare_collections()
         state = self._state
         assert state is not None
         # Mistakes show here, before anything is written.
@@ -152,6 +154,17 @@ class Rank:
             level(state, group, last.view.members.index(last.source))
         self._state = state
         set_training(state.model)
+
+    def _spare_collections(self) -> None:
+        """Have the garbage collector pass over what was imported: a regroup waits for a collection, and half a million
+        objects take it a quarter of a second."""
+        if self._spared:
+            return
+        if self._link is not None:
+            self._imports.join()
+        gc.collect()
+        gc.freeze()
+        self._spared = True
 
     def _train_together(self, experiment: Experiment, group: Group, state: State, weights_K: Tensor | None,
                         order: Order, steps: int, validate: Validate | None) -> tuple[Trained, Trainer]:
@@ -208,8 +221,6 @@ class Rank:
             )
             if self._link is not None and self._link.last is not None and progress.step:
                 trainer.checkpoint()  # the lost ranks may have taken with them what was not written yet
-            if self._link is not None:
-                self._imports.join()
             try:
                 return trainer.run(), trainer
             finally:
@@ -280,11 +291,13 @@ class Rank:
         importlib.import_module("torch._dynamo")  # which the first optimizer asks for
         if self._settled.experiment.train.reduction in WORDS:
             build_words(self._settled.experiment.train)
+        self._spare_collections()
 
     def __enter__(self) -> Rank:
         return self
 
     def __exit__(self, *_: object) -> None:
+        gc.unfreeze()
         self._writing.close()
 
 

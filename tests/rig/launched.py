@@ -23,7 +23,7 @@ from tests.rig.slurm import Slurm
 LAUNCHERS = ("local", "mpirun.openmpi", "mpirun.mpich", "slurm", "torchrun")
 CLUSTERS = {
     "local": "launcher: local\nranks_per_node: {size}\n",
-    "slurm": "launcher: slurm\nnodes: {size}\nranks_per_node: 1\nslurm: {{exclusive: false}}\n",
+    "slurm": "launcher: slurm\nnodes: {size}\nranks_per_node: 1\n",
 }
 MPIRUN = "launcher: mpirun\nhosts: ['node[1-{size}]']\nranks_per_node: 1\nmpirun: {{program: {program}}}\n"
 COMMON = "allocator: system\ngrace_s: 3\nthreads_per_rank: 1\nrestarts: 3\nrestart_wait_s: 0\n"
