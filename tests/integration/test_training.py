@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -16,6 +17,11 @@ from typing import Any
 
 import pytest
 
+from distrib.train.loop import Trainer
+from distrib.train.reduction import Stop
+from distrib.train.run import run_train
+from distrib.train.settle import settle
+from distrib.world import World
 from launch.local import free_port
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -47,6 +53,25 @@ def ledger(run: Path) -> list[tuple[int, int, tuple[str, ...]]]:
     """(step, lane, keys) of a run, sorted."""
     lines = [json.loads(line) for path in run.glob("ledger/*.jsonl") for line in path.read_text().splitlines()]
     return sorted((line["step"], line["lane"], tuple(line["keys"])) for line in lines)
+
+
+def test_collections_pass_over_what_was_imported_while_it_trains(experiment: Path, tmp_path: Path,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """Survivors of a lost rank wait for one."""
+    looked_at = []
+    one_period = Trainer.one_period
+
+    def noted(trainer: Trainer) -> Stop:
+        looked_at.append(len(gc.get_objects()))
+        return one_period(trainer)
+
+    monkeypatch.setattr(Trainer, "one_period", noted)
+    before = gc.get_freeze_count()
+    run_train(settle(experiment, ("train.steps=2", "evaluate.every_epochs=10"), tmp_path / "run", World()), World(),
+              lambda _: None)
+    assert len(looked_at) == 2
+    assert max(looked_at) < len(gc.get_objects()) / 2
+    assert gc.get_freeze_count() <= before
 
 
 HUNDRED = ("--set", "train.steps=100", "--set", "evaluate.every_epochs=10", "--set", "train.ledger=true",
