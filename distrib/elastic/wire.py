@@ -56,8 +56,8 @@ class Wire:
     """``changed`` guards all that the thread and its owner share; the callbacks are called with it held.
 
     ``hear``: of a word from a trusted peer; what it raises of ValueError, KeyError, TypeError and AttributeError ends
-    the connection. ``gone``: of a peer whose connection has ended. ``tick``: now and then, with the
-    time up to which all that had come was heard.
+    the connection. ``gone``: of a peer whose connection has ended. ``tick``: now and then, with the time up to
+    which all that had come was heard.
     """
 
     def __init__(self, address: str, beat_s: float, changed: threading.Condition, hear: Callable[[Peer, Word], None],
@@ -122,7 +122,7 @@ class Wire:
     def _run(self) -> None:
         beat_at = 0.0
         while not self._closing:
-            asked_at = time.monotonic()  # who spoke since may be unread, however long this thread stood still
+            now = time.monotonic()  # who spoke since may be unread, however long this thread stood still
             for key, events in self._selector.select(self._beat_s / 4):
                 if key.fileobj is self._listener:
                     self._accept()
@@ -131,7 +131,6 @@ class Wire:
                         self._waker.recv(4096)
                 else:
                     self._serve(key.data, events)
-            now = time.monotonic()
             with self._changed:
                 for peer in [peer for peer in self.peers if not peer.is_trusted and now > peer.heard_at + _HELLO_S]:
                     self._end(peer)
@@ -140,7 +139,7 @@ class Wire:
                     for peer in self.peers:
                         if peer.is_trusted:
                             self.send(peer, {})
-                self._tick(asked_at)
+                self._tick(now)
                 for peer in self.peers:
                     mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if peer.unsent else 0)
                     if self._selector.get_key(peer.socket).events != mask:
